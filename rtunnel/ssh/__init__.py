@@ -1,0 +1,1 @@
+"""SSH connections: the only modules that know paramiko."""

@@ -1,0 +1,82 @@
+"""Notice a dead peer: keepalives that want an answer, with a limit.
+
+Theory of operation. Whatever arrives proves life. After `interval_s` of silence a
+global request that no server knows goes out; SUCCESS and FAILURE both answer it. A
+peer that stayed silent for `interval_s * count_max` seconds, with a question open for
+`ANSWER_GRACE_S`, is dead. ssh(1) knows this as ServerAliveInterval and
+ServerAliveCountMax; paramiko's own keepalive asks without ever looking for an answer.
+
+Pure arithmetic: the caller has the clock and the wire.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final
+
+# The least time that a peer has to answer, whatever the interval.
+ANSWER_GRACE_S: Final = 1.0
+# ssh_config(5): ServerAliveCountMax.
+COUNT_MAX: Final = 3
+
+
+class Verdict(Enum):
+    """What to do about the peer now."""
+
+    WAIT = auto()
+    ASK = auto()
+    DEAD = auto()
+
+
+class Keepalive:
+    """The silence of one peer. Only for the thread that reads from it."""
+
+    def __init__(
+        self, interval_s: float, count_max: int, now_s: float, heard_bytes: int = 0
+    ) -> None:
+        if interval_s <= 0 or count_max < 1:
+            raise ValueError("a keepalive needs an interval above 0 and a count of 1")
+        self.interval_s = interval_s
+        self.count_max = count_max
+        self._heard_s = now_s
+        self._heard_bytes = heard_bytes
+        self._asked_first_s: float | None = None
+        self._asked_last_s = now_s
+
+    @property
+    def limit_s(self) -> float:
+        """Return how long the peer may stay silent."""
+        return max(self.interval_s * self.count_max, self.interval_s + ANSWER_GRACE_S)
+
+    def judge(self, now_s: float, heard_bytes: int) -> Verdict:
+        """Say what to do, given the bytes that have ever arrived from the peer."""
+        if heard_bytes != self._heard_bytes:
+            self._heard_bytes = heard_bytes
+            self._heard_s = now_s
+            self._asked_first_s = None
+        if now_s - self._heard_s < self.interval_s:
+            return Verdict.WAIT
+        if (
+            self._asked_first_s is not None
+            and now_s - self._heard_s >= self.limit_s
+            and now_s - self._asked_first_s >= ANSWER_GRACE_S
+        ):
+            return Verdict.DEAD
+        if self._asked_first_s is None:
+            self._asked_first_s = self._asked_last_s = now_s
+            return Verdict.ASK
+        if now_s - self._asked_last_s >= self.interval_s:
+            self._asked_last_s = now_s
+            return Verdict.ASK
+        return Verdict.WAIT
+
+    def next_s(self, now_s: float) -> float:
+        """Return the seconds until `judge` may have something new to say."""
+        if self._asked_first_s is None:
+            due_s = self._heard_s + self.interval_s
+        else:
+            due_s = min(
+                self._asked_last_s + self.interval_s,
+                max(self._heard_s + self.limit_s, self._asked_first_s + ANSWER_GRACE_S),
+            )
+        return max(due_s - now_s, 0.0)

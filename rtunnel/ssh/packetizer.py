@@ -1,0 +1,459 @@
+"""The binary packet protocol (RFC 4253, section 6): paramiko's, then the engine's.
+
+Theory of operation. A connection begins in paramiko's packetizer: banner and first key
+exchange. When both directions have agreed on AES-GCM, the engine takes the socket over,
+one direction at a time, at the very packet from which the new key counts. From then on
+`read_message` is the engine's event loop: it returns what paramiko has to see, while
+the bytes of pumped channels never come here.
+
+A hold lies between our KEXINIT and our NEWKEYS: only key exchange messages may leave
+(RFC 4253, section 7.1). The engine holds the messages of its channels; this class holds
+everyone else's, in order, and sends them right behind NEWKEYS. So nobody who has
+something to say during a rekey needs to wait, least of all the transport's own thread,
+which alone can finish it (paramiko waits there for 30 s, then gives up: its #822).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import paramiko
+from paramiko.common import MSG_NAMES
+from paramiko.message import Message
+from paramiko.packet import NeedRekeyException, Packetizer
+from paramiko.util import format_binary
+
+from rtunnel import _engine
+from rtunnel.errors import ConnectionLost, DisconnectCode, ProtocolError
+from rtunnel.ssh.keepalive import Keepalive, Verdict
+
+MSG_DISCONNECT: Final = 1
+MSG_KEXINIT: Final = 20
+REPLIES: Final = (99, 100)  # CHANNEL_SUCCESS, CHANNEL_FAILURE
+FIRST_HELD_MESSAGE: Final = 50  # user authentication and connection protocol
+
+# RFC 5647 forbids more than 2^64 packets under one AES-GCM key; OpenSSH rekeys after
+# 2^32 blocks or 2^31 packets, whichever comes first (packet.c, ssh_set_newkeys).
+REKEY_BYTES: Final = 16 * 2**32
+REKEY_PACKETS: Final = 2**31
+# RFC 4253, section 9: "after each hour of connection time".
+REKEY_S: Final = 3600.0
+# How long the last messages of a connection that we end may take to leave.
+DRAIN_MS: Final = 1000
+
+# Engines of a parent process, see `leave_to_parent`.
+_left_to_parent: Final[list[_engine.Engine]] = []
+
+# For the names that the stubs of paramiko do not know.
+_stock: Any = Packetizer
+
+EndedChannels = list[tuple[int, int, int, int, bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """Whether the engine runs this connection, and why not."""
+
+    active: bool
+    reason: str
+
+
+class PeerFault(ProtocolError, paramiko.SSHException):
+    """The peer broke the protocol. paramiko expects its own class of exception."""
+
+
+class PeerDead(ConnectionLost, paramiko.SSHException):
+    """The peer answers no keepalive."""
+
+
+class EnginePacketizer(Packetizer):
+    """paramiko's packetizer until the engine can take over.
+
+    `read_message` and the `set_*_cipher` calls belong to the transport's thread; the
+    others may come from any thread.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        super().__init__(sock)
+        self._socket = sock
+        self._engine: _engine.Engine | None = None
+        self._opens = False  # the engine opens what arrives
+        self._seals = False  # the engine seals what leaves
+        self._seal_key: bytes | None = None
+        self._open_key: bytes | None = None
+        self._sequence_in = 0
+        self._sequence_out = 0
+        self._was_closed = False
+        self.status = EngineStatus(False, "keys have not been exchanged yet")
+
+        # Makes "held or sent" one decision, and the order of messages that of the
+        # calls. Held while sending: an RLock, because a rekey sends from within.
+        self._send_lock = threading.RLock()
+        self._holding = False
+        self._held: deque[Message] = deque()
+
+        self.rekey_bytes = REKEY_BYTES
+        self.rekey_packets = REKEY_PACKETS
+        self.rekey_s = REKEY_S
+        self._rekey_due = False
+        self._fresh_keys = 0  # bit 1: open key, bit 2: seal key, since _rekey_due
+        self._keys_since_s = time.monotonic()
+
+        self._dump_log = logging.getLogger("paramiko.transport")
+        self._keepalive: Keepalive | None = None
+        self._ask: Callable[[], None] | None = None
+        self.on_ended: Callable[[EndedChannels], None] | None = None
+        # Replies to requests on pumped channels: local id, and whether granted.
+        self.on_reply: Callable[[int, bool], None] = lambda local_id, granted: None
+
+    # What the transport tells.
+
+    @property
+    def engine(self) -> _engine.Engine | None:
+        """The engine, once it opens and seals all packets."""
+        return self._engine if self._opens and self._seals else None
+
+    def refuse_engine(self, reason: str) -> None:
+        """Leave this connection to paramiko. Before the first keys."""
+        self.status = EngineStatus(False, reason)
+
+    def stage_key(self, key: bytes, *, sealing: bool) -> None:
+        """Keep a raw AES-GCM key for the `set_*_cipher` call that follows."""
+        if sealing:
+            self._seal_key = key
+        else:
+            self._open_key = key
+
+    def _make_engine(self) -> _engine.Engine:
+        if self._engine is None:
+            self._engine = _engine.Engine(self._socket.fileno())
+            self._engine.set_rekey_limits(self.rekey_bytes, self.rekey_packets)
+        return self._engine
+
+    def set_outbound_cipher(
+        self,
+        block_engine: Any,
+        block_size: int,
+        mac_engine: Any,
+        mac_size: int,
+        mac_key: bytes | bytearray,
+        sdctr: bool = False,
+        etm: bool = False,
+        aead: bool = False,
+        iv_out: bytes | None = None,
+    ) -> None:
+        """Seal with the staged key from here on, then send what was held."""
+        key, self._seal_key = self._seal_key, None
+        with self._send_lock:
+            if key is not None and iv_out is not None:
+                engine = self._make_engine()
+                engine.set_seal_key(key, iv_out)
+                if not self._seals:
+                    engine.set_sequence_out(self._sequence_out)
+                    self._seals = True
+                self._keys_changed(2)
+            elif self._seals:
+                raise paramiko.SSHException("AES-GCM was dropped in a key exchange")
+            else:
+                super().set_outbound_cipher(
+                    block_engine, block_size, mac_engine, mac_size, mac_key,
+                    sdctr, etm, aead, iv_out,
+                )  # fmt: skip
+            self._holding = False
+            while self._held:
+                self._send(self._held.popleft())
+
+    def set_inbound_cipher(
+        self,
+        block_engine: Any,
+        block_size: int,
+        mac_engine: Any,
+        mac_size: int,
+        mac_key: bytes | bytearray,
+        etm: bool = False,
+        aead: bool = False,
+        iv_in: bytes | None = None,
+    ) -> None:
+        """Open with the staged key from here on."""
+        key, self._open_key = self._open_key, None
+        if key is not None and iv_in is not None:
+            engine = self._make_engine()
+            engine.set_open_key(key, iv_in)
+            if not self._opens:
+                engine.set_sequence_in(self._sequence_in)
+                self._opens = True
+                self.status = EngineStatus(True, "AES-GCM both ways, no compression")
+            self._keys_changed(1)
+        elif self._opens:
+            raise paramiko.SSHException("AES-GCM was dropped in a key exchange")
+        else:
+            super().set_inbound_cipher(
+                block_engine, block_size, mac_engine, mac_size, mac_key,
+                etm, aead, iv_in,
+            )  # fmt: skip
+
+    def _keys_changed(self, which: int) -> None:
+        self._fresh_keys |= which
+        if self._fresh_keys == 3:
+            self._fresh_keys = 0
+            self._rekey_due = False
+            self._keys_since_s = time.monotonic()
+
+    def reset_seqno_out(self) -> None:
+        """Number our packets from 0: strict key exchange."""
+        super().reset_seqno_out()
+        self._sequence_out = 0
+        if self._engine is not None:
+            self._engine.set_sequence_out(0)
+
+    def reset_seqno_in(self) -> None:
+        """Number the peer's packets from 0: strict key exchange."""
+        super().reset_seqno_in()
+        self._sequence_in = 0
+        if self._engine is not None:
+            self._engine.set_sequence_in(0)
+
+    def need_rekey(self) -> bool:
+        """Say whether it is time for a key exchange."""
+        return self._rekey_due or bool(super().need_rekey())
+
+    # Sending.
+
+    def wait_for_room(self) -> None:
+        """Block while the send queue is full. Not for the transport's thread.
+
+        Without any lock: what empties the queue is the transport's thread, which may
+        need each of them. Raises EOFError when the connection is over.
+        """
+        if self._seals and self._engine is not None:
+            self._engine.wait_room()
+
+    def send_message(self, data: Message) -> None:
+        """Send one message; hold it while keys are exchanged.
+
+        Never blocks once the engine seals; before, while the socket is full.
+        """
+        kind = data.asbytes()[0]
+        with self._send_lock:
+            if kind == MSG_KEXINIT:
+                self._holding = True
+                if self._engine is not None:
+                    self._engine.hold()
+            elif self._holding and kind >= FIRST_HELD_MESSAGE:
+                self._held.append(data)
+                return
+            self._send(data)
+
+    def _send(self, data: Message) -> None:
+        if self._seals and self._engine is not None:
+            payload = data.asbytes()
+            if self.get_hexdump():
+                self._dump("OUT", payload[0], payload[1:])
+            self._engine.send(payload)
+        else:
+            super().send_message(data)
+            self._sequence_out += 1
+
+    # Receiving.
+
+    def read_message(self) -> tuple[int, Message]:
+        """Return the next message that is not for a pumped channel. Blocks.
+
+        Raises NeedRekeyException when it is time for a key exchange, EOFError when
+        the connection ended, PeerFault (SSH_DISCONNECT_PROTOCOL_ERROR, MAC_ERROR) when
+        the peer broke the protocol.
+        """
+        engine = self._engine
+        if engine is None or not self._opens:
+            kind, message = super().read_message()
+            self._sequence_in = message.seqno + 1
+            return kind, message
+        while True:
+            event, detail = engine.next(self._wait_ms())
+            if event == _engine.PACKET:
+                kind, body, sequence = detail
+                if kind in REPLIES and self._is_pumped(body):
+                    self.on_reply(int.from_bytes(body[:4], "big"), kind == REPLIES[0])
+                    continue
+                if self.get_hexdump():
+                    self._dump("IN", kind, body)
+                message = Message(body)
+                message.seqno = sequence
+                return kind, message
+            if event == _engine.ENDED:
+                self._report_ended(engine)
+            elif event in (_engine.TIMEOUT, _engine.WOKEN):
+                self._check_timers()
+            elif event == _engine.REKEY:
+                self._rekey_due = True
+                raise NeedRekeyException
+            elif event == _engine.FAULT:
+                self._fail(PeerFault(detail[1], DisconnectCode(detail[0])))
+            elif event == _engine.ERROR:
+                raise OSError(detail, os.strerror(detail))
+            else:
+                raise EOFError
+
+    @staticmethod
+    def _is_pumped(body: bytes) -> bool:
+        return bool(int.from_bytes(body[:4], "big") & _engine.CHANNEL_ID_BASE)
+
+    def _report_ended(self, engine: _engine.Engine) -> None:
+        ended = engine.take_ended()
+        if self.on_ended is not None:
+            self.on_ended(ended)
+
+    def _fail(self, error: PeerFault | PeerDead) -> None:
+        """End the connection with DISCONNECT, then raise. Transport's thread."""
+        message = Message()
+        message.add_byte(bytes([MSG_DISCONNECT]))
+        message.add_int(int(error.code))
+        message.add_string(str(error))
+        message.add_string("")
+        try:
+            self.send_message(message)
+        finally:
+            raise error
+
+    # Dumps, for `Transport.set_hexdump`. The bytes of pumped channels are not in them.
+
+    def set_log(self, log: logging.Logger) -> None:
+        """Log here from now on."""
+        super().set_log(log)
+        self._dump_log = log
+
+    def _dump(self, direction: str, kind: int, body: bytes) -> None:
+        name = MSG_NAMES.get(kind, f"message {kind}")
+        self._dump_log.debug("%s: %s, %d bytes", direction, name, len(body) + 1)
+        for line in format_binary(bytes([kind]) + body, f"{direction}: "):
+            self._dump_log.debug("%s", line)
+
+    # Timers.
+
+    def watch_peer(self, keepalive: Keepalive | None, ask: Callable[[], None]) -> None:
+        """Ask after silence, and end the connection if no answer comes."""
+        self._ask = ask
+        self._keepalive = keepalive
+        if self._engine is not None:
+            self._engine.wake()  # it may be waiting for ever
+
+    @property
+    def heard_bytes(self) -> int:
+        """A number that grows with what arrives."""
+        if self._opens and self._engine is not None:
+            heard: int = self._engine.stats()[0]
+            return heard
+        return self._sequence_in
+
+    def _wait_ms(self) -> int:
+        now_s = time.monotonic()
+        wait_s = self.rekey_s
+        if not self._rekey_due:
+            wait_s = self._keys_since_s + self.rekey_s - now_s
+        if self._keepalive is not None:
+            wait_s = min(wait_s, self._keepalive.next_s(now_s))
+        return max(int(wait_s * 1000) + 1, 1)
+
+    def _check_keepalive(self) -> None:
+        # paramiko calls this when a read of its own timed out.
+        if self._keepalive is None:
+            _stock._check_keepalive(self)
+        elif not self._holding:
+            self._check_peer(self._keepalive)
+
+    def _check_timers(self) -> None:
+        if self._was_closed:
+            raise EOFError
+        if self._keepalive is not None:
+            self._check_peer(self._keepalive)
+        due_s = self._keys_since_s + self.rekey_s
+        if not self._rekey_due and time.monotonic() >= due_s:
+            self._rekey_due = True
+            raise NeedRekeyException
+
+    def _check_peer(self, keepalive: Keepalive) -> None:
+        verdict = keepalive.judge(time.monotonic(), self.heard_bytes)
+        if verdict is Verdict.ASK and self._ask is not None:
+            self._ask()
+        elif verdict is Verdict.DEAD:
+            self._fail(
+                PeerDead(
+                    f"the peer has not answered for {keepalive.limit_s:g} s: "
+                    "the network or the peer is down"
+                )
+            )
+
+    # The end.
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._was_closed or bool(super().closed)
+
+    def drain(self) -> None:
+        """Let the last messages leave, for a moment. Not on the transport's thread."""
+        if self._engine is not None:
+            self._engine.drain(DRAIN_MS)
+
+    def close(self) -> None:
+        """End the connection; the transport's thread closes the socket.
+
+        Closing the socket here would pull it from under the loop, and its number could
+        be another file's by the time the loop looks.
+        """
+        self.leave()
+        if self._engine is None:
+            return
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.EBADF):
+                raise
+
+    def leave(self) -> None:
+        """Stop here, as `close`, but leave the socket's connection as it is."""
+        self._was_closed = True
+        if self._engine is None:
+            super().close()
+        else:
+            self._engine.close()
+
+    def finish(self) -> None:
+        """The transport's thread has ended: give back what the engine holds."""
+        self.complete_handshake()  # ends paramiko's timer, which is a thread
+        if self._engine is not None:
+            self._engine.finish()
+
+    def leave_to_parent(self) -> None:
+        """Stop in the child of a fork, where no other thread is left.
+
+        The engine is not touched any more, nor freed: its lock may be held for ever,
+        and its local sockets are the parent's, which freeing would reset.
+        """
+        self._was_closed = True
+        if self._engine is not None:
+            _left_to_parent.append(self._engine)
+        self._engine = None
+
+
+def why_no_engine(sock: Any) -> str | None:
+    """Return why the engine cannot run on this socket here, or None if it can."""
+    if not sys.platform.startswith("linux"):
+        return "the engine needs Linux (epoll)"
+    if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:
+        return "the connection is not a kernel socket"
+    try:
+        _engine.load_libcrypto(os.environ.get("RTUNNEL_LIBCRYPTO") or None)
+    except _engine.LibcryptoUnavailable as error:
+        return str(error)
+    return None

@@ -1,0 +1,114 @@
+"""What a backend is: it pairs channels with local sockets and moves their bytes."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+BackendName = Literal["engine", "pump", "python"]
+# Who goes first on a connection that several channels share; "auto": as it behaves.
+Priority = Literal["auto", "interactive", "bulk"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSide:
+    """What the peer said about its end of a channel (RFC 4254, section 5.1)."""
+
+    remote_id: int
+    window_bytes: int
+    max_packet_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayEnd:
+    """How a relay ended, after both sides closed the channel or one broke it off.
+
+    `reason` is "closed" when both sides finished in an orderly way, "reset" when one
+    of them broke it off, "lost" when the connection went away under it.
+    """
+
+    bytes_in: int
+    bytes_out: int
+    reason: Literal["closed", "reset", "lost"]
+    error: str | None = None
+
+
+OnEnd = Callable[[RelayEnd], None]
+
+
+class Relay(Protocol):
+    """One channel paired with one local socket.
+
+    Every method may be called from any thread, and never blocks.
+    """
+
+    @property
+    def local_id(self) -> int:
+        """Our number of the channel."""
+
+    @property
+    def remote_id(self) -> int:
+        """The peer's number of the channel."""
+
+    @property
+    def bytes_in(self) -> int:
+        """Payload bytes from the peer to the local socket."""
+
+    @property
+    def bytes_out(self) -> int:
+        """Payload bytes from the local socket to the peer."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over: `on_end` is or was called."""
+
+    def reset(self) -> None:
+        """End it now: CLOSE goes out at once, the local socket is reset."""
+
+
+class Opening(Protocol):
+    """A channel that we open: its number is taken, the peer has not answered."""
+
+    @property
+    def local_id(self) -> int:
+        """Our number of the channel."""
+
+    def confirm(self, peer: PeerSide) -> Relay:
+        """The peer confirmed: pump."""
+
+    def cancel(self) -> None:
+        """The peer refused, or is gone: free the number, close the socket."""
+
+
+class Backend(Protocol):
+    """Moves the bytes of the channels of one connection."""
+
+    @property
+    def name(self) -> BackendName:
+        """Which one this is."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether none of its channels is open."""
+
+    def accept(
+        self,
+        peer: PeerSide,
+        sock: socket.socket,
+        on_end: OnEnd | None = None,
+        priority: Priority = "auto",
+    ) -> Relay:
+        """Confirm an open of the peer, then pump. Any thread; never blocks.
+
+        Owns `sock` from the call on. `on_end` is called once, on a thread of the
+        backend or the transport: it must be quick. Only the engine schedules:
+        `priority` means nothing to the others.
+        """
+
+    def reserve(self, sock: socket.socket, on_end: OnEnd | None = None) -> Opening:
+        """Take a channel number for an open of ours. Owns `sock` from the call on."""
+
+    def close(self) -> None:
+        """The connection ended: every relay ends as "lost"."""

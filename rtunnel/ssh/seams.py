@@ -1,0 +1,257 @@
+"""Every private name of paramiko that is used, in one place.
+
+The names exist, with the meaning given here, in paramiko 3.5.1 and 5.1.0; a test
+checks each of them on every supported version. `packetizer_class` of the
+constructor and `_handler_table` ("for easier per-instance manipulation and subclass
+twiddling", says paramiko) are meant to be used; the others are not promised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, Protocol
+
+import paramiko
+from paramiko.message import Message
+
+# What the stubs of paramiko do not know is reached through this alias.
+AnyTransport = Any
+
+MSG_DISCONNECT: Final = 1
+MSG_GLOBAL_REQUEST: Final = 80
+MSG_REQUEST_SUCCESS: Final = 81
+MSG_REQUEST_FAILURE: Final = 82
+MSG_CHANNEL_OPEN: Final = 90
+MSG_CHANNEL_OPEN_CONFIRMATION: Final = 91
+MSG_CHANNEL_OPEN_FAILURE: Final = 92
+MSG_CHANNEL_WINDOW_ADJUST: Final = 93
+MSG_CHANNEL_DATA: Final = 94
+MSG_CHANNEL_EXTENDED_DATA: Final = 95
+MSG_CHANNEL_EOF: Final = 96
+MSG_CHANNEL_CLOSE: Final = 97
+MSG_CHANNEL_REQUEST: Final = 98
+MSG_CHANNEL_SUCCESS: Final = 99
+MSG_CHANNEL_FAILURE: Final = 100
+
+Handler = Callable[[Message], None]
+ChannelHandler = Callable[[Any, Message], None]
+
+TRANSPORT_NAMES: Final = (
+    "_channel_handler_table",
+    "_log",
+    "_next_channel",
+    "_parse_debug",
+    "_parse_disconnect",
+    "_queue_incoming_channel",
+    "_sanitize_packet_size",
+    "_sanitize_window_size",
+    "_send_message",
+    "_send_user_message",
+)
+TRANSPORT_ATTRIBUTES: Final = (
+    "_channels",
+    "_handler_table",
+    "_tcp_handler",
+    "channels_seen",
+    "clear_to_send",
+    "lock",
+    "saved_exception",
+)
+CHANNEL_NAMES: Final = (
+    "_event_pending",
+    "_set_remote_channel",
+    "_set_transport",
+    "_set_window",
+    "_unlink",
+    "_wait_for_event",
+)
+
+
+class MapEntry(Protocol):
+    """What paramiko asks of an object in its map of channels."""
+
+    def _unlink(self) -> None:
+        """Called when the connection ended: by its thread, or by `close()`."""
+
+
+def handler_table(transport: AnyTransport) -> dict[int, Handler]:
+    """Return the instance's message handlers; replacing entries is foreseen."""
+    table: dict[int, Handler] = transport._handler_table
+    return table
+
+
+def payload(message: Message) -> bytes:
+    """Return what of a message has not been read yet: everything after its type."""
+    return message.get_remainder()
+
+
+def rewind(message: Message) -> Message:
+    """Make a message be read from its start again, as a handler expects it."""
+    message.rewind()
+    return message
+
+
+class _ChannelTable(dict[int, ChannelHandler]):
+    """Channel messages: ours to the owner of the channel, the rest to paramiko.
+
+    paramiko finds the channel in its map, then calls `table[type](channel, message)`.
+    """
+
+    def __init__(
+        self, originals: Mapping[int, ChannelHandler], ours: type[Any]
+    ) -> None:
+        super().__init__(
+            {kind: self._route(kind, call, ours) for kind, call in originals.items()}
+        )
+
+    @staticmethod
+    def _route(kind: int, original: ChannelHandler, ours: type[Any]) -> ChannelHandler:
+        def route(channel: Any, message: Message) -> None:
+            if isinstance(channel, ours):
+                channel.handle(kind, message)
+            else:
+                original(channel, message)
+
+        return route
+
+
+def route_channel_messages(transport: AnyTransport, ours: type[Any]) -> None:
+    """Send messages for channels of the class `ours` to their `handle`."""
+    transport._channel_handler_table = _ChannelTable(
+        transport._channel_handler_table, ours
+    )
+
+
+def register_channel(transport: AnyTransport, channel: MapEntry) -> int:
+    """Take the next free channel number for `channel`, which the caller keeps alive.
+
+    paramiko's map is weak: an entry lives as long as somebody else holds the object.
+    """
+    with transport.lock:
+        number: int = transport._next_channel()
+        transport._channels.put(number, channel)
+        # Else a late message for the number would end the connection.
+        transport.channels_seen[number] = True
+    return number
+
+
+def unregister_channel(transport: AnyTransport, number: int) -> None:
+    """Free a channel number: both sides have sent CLOSE."""
+    transport._channels.delete(number)
+
+
+# A number that no peer can name: channel numbers have 32 bits.
+_WATCH_NUMBER: Final = 1 << 32
+
+
+class _Watch:
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self._on_end = on_end
+
+    def _unlink(self) -> None:
+        self._on_end()
+
+
+def watch_end(transport: AnyTransport, on_end: Callable[[], None]) -> object:
+    """Have `on_end` called when the connection ends; keep what is returned alive.
+
+    It may be called more than once, and from the transport's thread or from the one
+    that calls `transport.close()`.
+    """
+    watch = _Watch(on_end)
+    transport._channels.put(_WATCH_NUMBER, watch)
+    return watch
+
+
+def has_stock_channels(transport: AnyTransport) -> bool:
+    """Say whether a channel of paramiko's own is open: exec, SFTP and the like."""
+    return any(isinstance(c, paramiko.Channel) for c in transport._channels.values())
+
+
+def end_of(transport: AnyTransport) -> BaseException | None:
+    """Return the exception that ended the transport's thread, if any."""
+    error: BaseException | None = transport.saved_exception
+    return error
+
+
+def shadow(transport: AnyTransport, name: str, function: Callable[..., Any]) -> Any:
+    """Put `function` before a method of this one transport; return the original."""
+    original = getattr(transport, name)
+    setattr(transport, name, function)
+    return original
+
+
+def send(transport: AnyTransport, packet: bytes) -> None:
+    """Send one message, after a key exchange that is under way.
+
+    Blocks while one is, and while the socket is full: never for the transport's
+    thread, which has to finish the key exchange.
+    """
+    transport._send_user_message(Message(packet))
+
+
+def send_now(transport: AnyTransport, packet: bytes) -> None:
+    """Send one message, key exchange or not: only for DISCONNECT."""
+    transport._send_message(Message(packet))
+
+
+def abort(transport: AnyTransport) -> None:
+    """Cut the connection under its thread, which then ends it. Never blocks."""
+    # shutdown wakes the thread; close alone would leave it in recv on a number that
+    # may be another file by then.
+    with contextlib.suppress(OSError, AttributeError):
+        transport.sock.shutdown(socket.SHUT_RDWR)
+    transport.packetizer.close()
+
+
+def tcp_handler(transport: AnyTransport) -> Callable[..., None] | None:
+    """Return the handler of paramiko's own `request_port_forward`, if any."""
+    handler: Callable[..., None] | None = transport._tcp_handler
+    return handler
+
+
+def queue_channel(transport: AnyTransport, channel: paramiko.Channel) -> None:
+    """Give a channel to whoever calls `transport.accept()`."""
+    transport._queue_incoming_channel(channel)
+
+
+def make_channel(
+    transport: AnyTransport, remote_id: int, window_bytes: int, max_packet_bytes: int
+) -> paramiko.Channel:
+    """Make a paramiko channel for an open of the peer, as paramiko does itself."""
+    channel: Any = paramiko.Channel(0)
+    channel.chanid = number = register_channel(transport, channel)
+    channel._name = str(number)
+    with transport.lock:
+        channel._set_transport(transport)
+        channel._set_window(
+            transport.default_window_size, transport.default_max_packet_size
+        )
+        channel._set_remote_channel(remote_id, window_bytes, max_packet_bytes)
+    made: paramiko.Channel = channel
+    return made
+
+
+def request_on_channel(channel: Any, fields: bytes, wait: bool) -> None:
+    """Send CHANNEL_REQUEST; with `wait`, wait for the reply as paramiko's own do."""
+    message = Message()
+    message.add_byte(bytes([MSG_CHANNEL_REQUEST]))
+    message.add_int(channel.remote_chanid)
+    message.add_bytes(fields)
+    if wait:
+        channel._event_pending()
+    channel.transport._send_user_message(message)
+    if wait:
+        channel._wait_for_event()
+
+
+def missing_names() -> Iterator[str]:
+    """Yield each name above that this paramiko does not have."""
+    for name in TRANSPORT_NAMES:
+        if not hasattr(paramiko.Transport, name):
+            yield f"Transport.{name}"
+    for name in CHANNEL_NAMES:
+        if not hasattr(paramiko.Channel, name):
+            yield f"Channel.{name}"
