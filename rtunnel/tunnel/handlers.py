@@ -1,0 +1,411 @@
+"""What serves the visitors of a listener: a target, a function, or `accept()`.
+
+A handler is offered each visit on the transport's thread and may not block there. It
+decides the visit sooner or later, from any thread: it accepts with a socket that the
+backend pumps from then on, or refuses. Python code always gets a real socket: one end
+of a socketpair whose other end is pumped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+import socket
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, get_args
+
+from rtunnel.addresses import Target, parse_target
+from rtunnel.errors import ListenerClosed, OpenFailureCode
+from rtunnel.tunnel.dialler import Dialler
+
+if TYPE_CHECKING:
+    from rtunnel.tunnel.listener import Listener
+    from rtunnel.tunnel.visit import Visit
+
+log = logging.getLogger("rtunnel.tunnel.handlers")
+
+# Visitors that may wait for accept(): as for listen(2), where SOMAXCONN was 128.
+ACCEPT_BACKLOG: Final = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who connected to the port on the server, as the server tells it.
+
+    A socket path has no origin: the address is empty and the port 0.
+    """
+
+    address: str
+    port: int
+    listener: Listener
+
+
+AnyFunction: TypeAlias = Callable[..., Any]
+# What `listen(to=...)` takes.
+HandlerSpec: TypeAlias = str | tuple[str, int] | Target | AnyFunction | None
+
+
+class Handler(Protocol):
+    """Serves the visits of one listener."""
+
+    def offer(self, visit: Visit) -> None:
+        """Decide about a visit, now or later. On the transport's thread: no waiting."""
+
+    def close(self) -> None:
+        """The listener is closed. Never blocks."""
+
+
+class Workers:
+    """The threads that the handlers of one tunnel share."""
+
+    def __init__(self) -> None:
+        self.dialler = Dialler()
+        self.loop = LoopThread()
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+
+    def start(self, name: str, function: Callable[[], None]) -> None:
+        """Run a function on a thread of its own. Raises RuntimeError if none starts."""
+
+        def run() -> None:
+            try:
+                function()
+            finally:
+                with self._lock:
+                    self._threads.discard(thread)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        with self._lock:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            with self._lock:
+                self._threads.discard(thread)
+            raise
+
+    def close(self, *, cancel: bool) -> None:
+        """End the shared threads; `cancel` breaks off coroutines that still run."""
+        self.dialler.close()
+        self.loop.close(cancel=cancel)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the threads: `timeout_s` for each of those that run user code."""
+        self.dialler.join(timeout_s)
+        self.loop.join(timeout_s)
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(timeout_s)
+
+
+def make_handler(
+    to: HandlerSpec, workers: Workers, connect_timeout_s: float, backlog: int
+) -> tuple[Handler, str]:
+    """Return the handler for what `listen` was given, and what to call it.
+
+    Raises `InvalidAddress` for a target that cannot be understood, TypeError for a
+    function that takes other arguments.
+    """
+    if to is None:
+        return AcceptQueue(backlog), "accept()"
+    if callable(to):
+        name = getattr(to, "__qualname__", type(to).__name__)
+        if _is_async(to):
+            takes_visitor = _takes_visitor(to, 2, "(reader, writer)")
+            return AsyncHandler(to, takes_visitor, workers.loop), f"{name}()"
+        return FunctionHandler(
+            to, _takes_visitor(to, 1, "(conn)"), workers
+        ), f"{name}()"
+    target = parse_target(to)
+    return TargetHandler(target, workers.dialler, connect_timeout_s), str(target)
+
+
+class TargetHandler:
+    """Takes visitors to a host and port, or a Unix socket, on this side."""
+
+    def __init__(
+        self, target: Target, dialler: Dialler, connect_timeout_s: float
+    ) -> None:
+        self._target = target
+        self._dialler = dialler
+        self._connect_timeout_s = connect_timeout_s
+
+    def offer(self, visit: Visit) -> None:
+        def dialled(result: socket.socket | OSError) -> None:
+            if isinstance(result, OSError):
+                reason = result.strerror or str(result)
+                visit.refuse(
+                    OpenFailureCode.CONNECT_FAILED,
+                    f"cannot connect to {self._target}: {reason}",
+                    is_error=True,
+                )
+            else:
+                visit.accept(result)
+
+        self._dialler.dial(self._target, self._connect_timeout_s, dialled)
+
+    def close(self) -> None:
+        """Nothing of its own: the dialler belongs to the tunnel."""
+
+
+class FunctionHandler:
+    """Calls `function(conn[, visitor])` for each visitor, on a thread of its own."""
+
+    def __init__(
+        self, function: AnyFunction, takes_visitor: bool, workers: Workers
+    ) -> None:
+        self._function = function
+        self._takes_visitor = takes_visitor
+        self._workers = workers
+
+    def offer(self, visit: Visit) -> None:
+        conn = visit.accept_pair()
+        if conn is None:
+            return
+        try:
+            self._workers.start(
+                f"rtunnel-{visit.visitor.listener.name}",
+                lambda: self._serve(visit, conn),
+            )
+        except RuntimeError as error:
+            conn.close()
+            visit.fail(error)
+
+    def close(self) -> None:
+        """Nothing to end: the connections are reset by the listener."""
+
+    def _serve(self, visit: Visit, conn: socket.socket) -> None:
+        with conn:
+            try:
+                if self._takes_visitor:
+                    self._function(conn, visit.visitor)
+                else:
+                    self._function(conn)
+            except Exception as error:
+                visit.fail(error)
+
+
+class AsyncHandler:
+    """Awaits `function(reader, writer[, visitor])` for each visitor, on one loop."""
+
+    def __init__(
+        self,
+        function: Callable[..., Awaitable[object]],
+        takes_visitor: bool,
+        loop: LoopThread,
+    ) -> None:
+        self._function = function
+        self._takes_visitor = takes_visitor
+        self._loop = loop
+
+    def offer(self, visit: Visit) -> None:
+        conn = visit.accept_pair()
+        if conn is not None and not self._loop.run(self._serve(visit, conn)):
+            conn.close()
+            visit.fail(ListenerClosed("the tunnel is closed"))
+
+    def close(self) -> None:
+        """Nothing to end: the connections are reset by the listener."""
+
+    async def _serve(self, visit: Visit, conn: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=conn)
+        try:
+            if self._takes_visitor:
+                await self._function(reader, writer, visit.visitor)
+            else:
+                await self._function(reader, writer)
+        except Exception as error:
+            visit.fail(error)
+        finally:
+            writer.close()
+            try:
+                await writer.wait_closed()
+            except OSError as error:
+                log.debug("closing failed: chan=%s error=%s", visit, error)
+
+
+class LoopThread:
+    """One asyncio loop on a thread of its own, made with the first coroutine."""
+
+    def __init__(self) -> None:
+        # Protected by _lock.
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        # Only on the loop's thread.
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+        """Start a coroutine; False (and the coroutine closed) after `close`."""
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                return False
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._loop,), name="rtunnel-asyncio",
+                    daemon=True,
+                )  # fmt: skip
+                self._thread.start()
+            self._loop.call_soon_threadsafe(self._start, coroutine)
+            return True
+
+    def close(self, *, cancel: bool) -> None:
+        """End the thread when the coroutines are done; `cancel` breaks them off."""
+        with self._lock:
+            self._closed = True
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._stop, cancel)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread to end, unless it is the caller."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(loop.shutdown_default_executor())
+            with self._lock:
+                loop.close()
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._closed and not self._tasks:
+            asyncio.get_running_loop().stop()
+
+    def _stop(self, cancel: bool) -> None:
+        if not self._tasks:
+            asyncio.get_running_loop().stop()
+        elif cancel:
+            for task in self._tasks:
+                task.cancel()
+
+
+class AcceptQueue:
+    """Keeps visitors for `Listener.accept()`, as the kernel does behind listen(2).
+
+    Their connections are confirmed already and what they send is buffered, up to
+    what a channel's window and the socket hold.
+    """
+
+    def __init__(self, backlog: int) -> None:
+        self._backlog = backlog
+        # Protected by _changed.
+        self._changed = threading.Condition()
+        self._queue: deque[tuple[Visit, socket.socket]] = deque()
+        self._closed = False
+
+    def offer(self, visit: Visit) -> None:
+        with self._changed:
+            self._drop_aborted()
+            full = len(self._queue) >= self._backlog
+            if not full and not self._closed:
+                conn = visit.accept_pair()
+                if conn is not None:
+                    self._queue.append((visit, conn))
+                    self._changed.notify()
+                return
+        visit.refuse(
+            OpenFailureCode.RESOURCE_SHORTAGE,
+            f"{self._backlog} visitors wait already: nobody calls accept()",
+        )
+
+    def take(self, timeout_s: float | None) -> tuple[socket.socket, Visitor]:
+        """Wait for a visitor. Raises TimeoutError, `ListenerClosed`."""
+        with self._changed:
+
+            def ready() -> bool:
+                self._drop_aborted()
+                return bool(self._queue) or self._closed
+
+            if not self._changed.wait_for(ready, timeout_s):
+                raise TimeoutError(f"no visitor came within {timeout_s} s")
+            if not self._queue:
+                raise ListenerClosed("the listener is closed: nobody comes any more")
+            visit, conn = self._queue.popleft()
+        return conn, visit.visitor
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            for _, conn in self._queue:
+                conn.close()
+            self._queue.clear()
+            self._changed.notify_all()
+
+    def _drop_aborted(self) -> None:
+        """Forget visitors that were reset by `pause` while they waited."""
+        for visit, conn in list(self._queue):
+            if visit.aborted:
+                conn.close()
+                self._queue.remove((visit, conn))
+
+
+_BY_POSITION: Final = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+
+def _is_async(function: AnyFunction) -> bool:
+    call = type(function).__call__
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def _takes_visitor(function: AnyFunction, arguments: int, shape: str) -> bool:
+    """Return whether a function is to get a visitor behind its first arguments.
+
+    Not in a parameter that has a default, unless it says that it is a Visitor: those
+    carry values of the function's own (`lambda conn, name=name: ...`).
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return False  # some built-in functions have none
+    without, with_visitor = (
+        _can_take(signature, count) for count in (arguments, arguments + 1)
+    )
+    if not (without or with_visitor):
+        raise TypeError(
+            f"the handler {function!r} cannot be called with {shape} or with "
+            f"{shape[:-1]}, visitor)"
+        )
+    if not (without and with_visitor):
+        return with_visitor
+    named = [p for p in signature.parameters.values() if p.kind in _BY_POSITION]
+    # Behind the named ones there is only *args, which takes what there is.
+    return len(named) <= arguments or _is_visitor(named[arguments].annotation)
+
+
+def _can_take(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _is_visitor(annotation: Any) -> bool:
+    """Tell by an annotation, which may be text where annotations are not evaluated."""
+    if isinstance(annotation, str):
+        return re.search(rf"\b{Visitor.__name__}\b", annotation) is not None
+    return annotation is Visitor or Visitor in get_args(annotation)

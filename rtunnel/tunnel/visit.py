@@ -1,0 +1,122 @@
+"""One visitor of a listener: from the open of the channel to the end of the relay."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+from rtunnel.errors import ConnectionLost, OpenFailureCode
+from rtunnel.ssh.arrivals import ChannelOpen
+from rtunnel.ssh.relay import Relay, RelayEnd
+from rtunnel.tunnel.handlers import Visitor
+
+if TYPE_CHECKING:
+    from rtunnel.tunnel.listener import Listener
+
+log = logging.getLogger("rtunnel.tunnel.visit")
+
+
+class Visit:
+    """Decided once by its handler: accepted or refused. May be aborted at any time.
+
+    Every method may be called from any thread, and never blocks.
+    """
+
+    def __init__(self, listener: Listener, pending: ChannelOpen) -> None:
+        self.visitor = Visitor(*pending.origin, listener)
+        self._listener = listener
+        self._pending = pending
+        # Protected by _lock; nothing is called while it is held.
+        self._lock = threading.Lock()
+        self._decided = False
+        self._aborted = False
+        self._relay: Relay | None = None
+
+    def __str__(self) -> str:
+        relay = self._relay
+        return f"{self._listener.name}/{'-' if relay is None else relay.local_id}"
+
+    @property
+    def aborted(self) -> bool:
+        """Whether the listener broke it off: by pause, close, or a failed handler."""
+        return self._aborted
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay, once the visit was accepted."""
+        return self._relay
+
+    def accept(self, sock: socket.socket) -> bool:
+        """Confirm the channel and pump; False (and `sock` closed) if it is too late."""
+        if not self._decide():
+            sock.close()
+            return False
+        self._listener.note_accepted(self)
+        try:
+            relay = self._pending.accept(sock, self._on_end, self._listener.priority)
+        except ConnectionLost as lost:
+            self._on_end(RelayEnd(0, 0, "lost", str(lost)))
+            return False
+        with self._lock:
+            self._relay = relay
+            aborted = self._aborted
+        if aborted:
+            relay.reset()
+        return True
+
+    def accept_pair(self) -> socket.socket | None:
+        """Accept with one end of a new socketpair; return the other one.
+
+        None if it is too late, or there are no descriptors left: refused then.
+        """
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self.refuse(OpenFailureCode.RESOURCE_SHORTAGE, str(error), is_error=True)
+            return None
+        if self.accept(ours):
+            return theirs
+        theirs.close()
+        return None
+
+    def refuse(
+        self, code: OpenFailureCode, reason: str, *, is_error: bool = False
+    ) -> None:
+        """Reject the channel; the reason goes to the server and into the stats."""
+        if self._decide():
+            self._listener.note_refused(self, reason, is_error)
+            self._pending.reject(code, reason)
+
+    def fail(self, error: BaseException) -> None:
+        """The handler failed: log it, count it, reset the connection.
+
+        A handler that fails because its connection was aborted is not counted.
+        """
+        if self._aborted:
+            log.debug("handler ended after a reset: visit=%s error=%s", self, error)
+            return
+        log.error("handler failed: visit=%s", self, exc_info=error)
+        self._listener.note_error(f"{type(error).__name__}: {error}")
+        self._reset()
+
+    def abort(self) -> None:
+        """Break it off: reject what is undecided, reset what is live."""
+        self.refuse(OpenFailureCode.ADMINISTRATIVELY_PROHIBITED, "not listening")
+        self._reset()
+
+    def _decide(self) -> bool:
+        with self._lock:
+            decided, self._decided = self._decided, True
+        return not decided
+
+    def _reset(self) -> None:
+        with self._lock:
+            self._aborted = True
+            relay = self._relay
+        if relay is not None:
+            relay.reset()
+
+    def _on_end(self, end: RelayEnd) -> None:
+        self._listener.note_ended(self, end)
