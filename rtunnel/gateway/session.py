@@ -1,0 +1,425 @@
+"""One client of the gateway: its connection, its key, its requests, its visitors.
+
+Two threads meet here. The transport's thread takes the client's messages; it decides
+alone who gets in, and refuses channels. Everything about listeners it hands to the
+loop, request by request: so replies leave in the order of the requests (RFC 4254,
+section 4), and a reply before the first visitor of the port it grants.
+
+What clients ask for and do not get, they are told so that they can act on it: the
+reason goes out as a DEBUG message (ssh -v shows it, rtunnel quotes it) just before
+the failure, which itself has no text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, NoReturn
+
+import paramiko
+from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL
+from paramiko.message import Message
+
+from rtunnel.errors import OpenFailureCode, ProtocolError, RTunnelError
+from rtunnel.forwards import FORWARDED_STREAMLOCAL, FORWARDED_TCPIP
+from rtunnel.gateway.authorized_keys import AuthorizedKey, AuthorizedKeys
+from rtunnel.gateway.listeners import (
+    Listeners,
+    Refused,
+    Request,
+    TcpRequest,
+    UnixRequest,
+    VisitorListener,
+)
+from rtunnel.gateway.loop import Loop, Timer
+from rtunnel.gateway.transport import MSG_USERAUTH_REQUEST, ServerTransport
+from rtunnel.ssh import seams
+from rtunnel.ssh.connection import Connection
+from rtunnel.ssh.openings import Opened, read_peer_side
+from rtunnel.ssh.outbox import Outbox
+from rtunnel.ssh.relay import RelayEnd
+from rtunnel.wire import Reader, boolean, string, u32
+
+log = logging.getLogger("rtunnel.gateway.session")
+
+MSG_DEBUG: Final = 4
+MSG_USERAUTH_FAILURE: Final = 51
+
+# As sshd: LoginGraceTime.
+LOGIN_GRACE_S: Final = 120.0
+AUTH_METHODS: Final = "publickey"
+# How a client may sign: no SHA-1, and no certificates, which are not checked here.
+SIGNATURE_ALGORITHMS: Final = frozenset(
+    {
+        "ssh-ed25519",
+        "ecdsa-sha2-nistp256",
+        "ecdsa-sha2-nistp384",
+        "ecdsa-sha2-nistp521",
+        "rsa-sha2-256",
+        "rsa-sha2-512",
+    }
+)
+# Keys of other kinds that one client may offer: as many failures as paramiko allows.
+FOREIGN_KEYS_MAX: Final = 10
+# Requests of one client that wait for the loop, which needs well under a millisecond
+# for each. A client with more of them is not asking, but flooding.
+WAITING_REQUESTS_MAX: Final = 4096
+
+NO_SESSION: Final = "this gateway serves reverse tunnels only: use ssh -N -R"
+NO_DIRECT: Final = "this gateway opens no connections for its clients"
+
+_TCP_REQUESTS: Final = ("tcpip-forward", "cancel-tcpip-forward")
+_UNIX_REQUESTS: Final = (
+    "streamlocal-forward@openssh.com",
+    "cancel-streamlocal-forward@openssh.com",
+)
+_REFUSED_CHANNELS: Final = {
+    "session": NO_SESSION,
+    "direct-tcpip": NO_DIRECT,
+    "direct-streamlocal@openssh.com": NO_DIRECT,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _GlobalRequest:
+    """A request of the client; `place` for those about listeners."""
+
+    kind: str
+    wants_reply: bool
+    place: Request | None
+
+
+class _Door(paramiko.ServerInterface):
+    """What paramiko asks: only keys open, and nothing is behind the door."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def get_allowed_auths(self, username: str) -> str:
+        return AUTH_METHODS
+
+    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
+        return self._session.admit(username, key.asbytes())
+
+
+class Session:
+    """One client, from the first packet to the last.
+
+    `on_end` is called on the loop's thread, once. Methods without a remark are for
+    the loop's thread.
+    """
+
+    def __init__(
+        self,
+        transport: ServerTransport,
+        address: str,
+        keys: AuthorizedKeys,
+        loop: Loop,
+        listeners: Listeners,
+        on_end: Callable[[Session], None],
+    ) -> None:
+        self.transport = transport
+        self.address = address
+        self._keys = keys
+        self._loop = loop
+        self._listeners = listeners
+        self._on_end = on_end
+        self._ended = False
+        self._grace: Timer | None = None
+        self._waiting = threading.BoundedSemaphore(WAITING_REQUESTS_MAX)
+        # Written by the transport's thread, before anything of the client reaches the
+        # loop.
+        self._user = ""
+        self._key: AuthorizedKey | None = None
+        self._connection: Connection | None = None
+        self._foreign_keys = 0
+
+    def __str__(self) -> str:
+        return f"{id(self.transport):x}"
+
+    def start(self) -> None:
+        """Begin with the key exchange, on the transport's thread."""
+        handlers = seams.handler_table(self.transport)
+        handlers[MSG_USERAUTH_REQUEST] = self._on_auth_request
+        handlers[seams.MSG_GLOBAL_REQUEST] = self._on_global_request
+        handlers[seams.MSG_CHANNEL_OPEN] = self._on_channel_open
+        self._watch = seams.watch_end(self.transport, self._on_stranger_end)
+        self._grace = self._loop.call_later(LOGIN_GRACE_S, self._see_login)
+        self.transport.begin(_Door(self))
+
+    @property
+    def key(self) -> AuthorizedKey:
+        """The key that the client has logged in with."""
+        assert self._key is not None
+        return self._key
+
+    @property
+    def is_authenticated(self) -> bool:
+        """Whether the client has logged in. Any thread."""
+        return self._connection is not None
+
+    def is_alive(self) -> bool:
+        """Whether the connection stands, as far as is known. Any thread."""
+        return not self._ended and bool(self.transport.is_active())
+
+    def is_ending(self) -> bool:
+        """Whether the thread of the transport still runs. Any thread."""
+        return bool(self.transport.is_alive())
+
+    def abort(self) -> None:
+        """Cut the connection; the transport's thread ends it. Never blocks."""
+        # Not closed here: its number may be another socket's before that thread looks.
+        with contextlib.suppress(OSError):
+            self.transport.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self, timeout_s: float) -> None:
+        """End the connection in order, and wait for its threads. Not the loop's."""
+        if self._connection is None:
+            self.abort()
+        else:
+            self.transport.close()
+            self._connection.join(timeout_s)
+        self.transport.join(timeout_s)
+
+    def _see_login(self) -> None:
+        if not self.is_authenticated:
+            log.warning("login took too long: conn=%s address=%s", self, self.address)
+            self.abort()
+
+    def _on_stranger_end(self) -> None:
+        reason = seams.end_of(self.transport) or "closed"
+        self._on_transport_end(f"before login: {reason}")
+
+    def _on_transport_end(self, reason: object) -> None:
+        """Take note of the end. On the transport's thread, or who closed it."""
+        self._loop.call(partial(self._end, reason))
+
+    def _end(self, reason: object) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        if self._grace is not None:
+            self._grace.cancel()
+        self._listeners.close_all(self)
+        log.info("client gone: conn=%s reason=%s", self, reason)
+        self._on_end(self)
+
+    # Logging in: on the transport's thread.
+
+    def admit(self, user: str, blob: bytes) -> int:
+        """Say whether a key may log in; its owner has still to prove that it is."""
+        key = self._keys.find(blob)
+        if key is None:
+            return AUTH_FAILED
+        self._user, self._key = user, key
+        return AUTH_SUCCESSFUL
+
+    def _on_auth_request(self, message: Message) -> None:
+        """Let paramiko check a login, except for keys that would make it hang up.
+
+        A client offers its keys one by one, and paramiko ends the connection at the
+        first whose kind it does not know: one security key or certificate in an agent
+        would keep the right key from being tried.
+
+        Payload::
+            string  user name, service, method
+            publickey:
+                boolean whether a signature follows
+                string  algorithm, public key
+        """
+        if self.is_authenticated:
+            return
+        fields = Reader(seams.payload(message))
+        try:
+            _, _, method = fields.text(), fields.text(), fields.text()
+            algorithm = ""
+            if method == "publickey":
+                _, algorithm = fields.boolean(), fields.text()
+        except ProtocolError as error:
+            self._fail(error)
+        if method == "publickey" and algorithm not in SIGNATURE_ALGORITHMS:
+            self._refuse_foreign_key()
+        elif self.transport.check_login(seams.rewind(message)):
+            self._let_in()
+
+    def _refuse_foreign_key(self) -> None:
+        self._foreign_keys += 1
+        if self._foreign_keys > FOREIGN_KEYS_MAX:
+            self._fail(ProtocolError("too many keys of a kind that is not used here"))
+        packet = bytes([MSG_USERAUTH_FAILURE]) + string(AUTH_METHODS) + boolean(False)
+        seams.send_now(self.transport, packet)
+
+    def _let_in(self) -> None:
+        try:
+            connection = Connection.of(self.transport)
+        except RTunnelError as error:
+            log.error("cannot serve a client: conn=%s reason=%s", self, error)
+            raise EOFError(str(error)) from error
+        self._connection = connection
+        log.info(
+            "client in: conn=%s user=%r address=%s key=%s place=%r",
+            self,
+            self._user,
+            self.address,
+            self.key.fingerprint,
+            self.key.place,
+        )
+        connection.add_end_callback(self._on_transport_end)
+
+    # Global requests: taken on the transport's thread, served on the loop's.
+
+    def _on_global_request(self, message: Message) -> None:
+        """Read a request and hand it to the loop.
+
+        Payload::
+            string  kind
+            boolean want reply
+            tcpip-forward, cancel-tcpip-forward:
+                string address, uint32 port
+            streamlocal-forward@openssh.com, cancel-streamlocal-forward@openssh.com:
+                string socket path
+        """
+        fields = Reader(seams.payload(message))
+        place: Request | None = None
+        try:
+            kind, wants_reply = fields.text(), fields.boolean()
+            if kind in _TCP_REQUESTS:
+                place = TcpRequest(fields.text(), fields.u32())
+            elif kind in _UNIX_REQUESTS:
+                place = UnixRequest(fields.text())
+        except ProtocolError as error:
+            self._fail(error)
+        if not self._waiting.acquire(blocking=False):
+            self._fail(ProtocolError("too many requests at once"))
+        request = _GlobalRequest(kind, wants_reply, place)
+        self._loop.call(partial(self._serve, request))
+
+    def _serve(self, request: _GlobalRequest) -> None:
+        self._waiting.release()
+        if self._ended:
+            return
+        reply: bytes | None = None
+        if request.place is not None:
+            if request.kind.startswith("cancel-"):
+                reply = self._cancel(request.place)
+            else:
+                reply = self._listen(request.place)
+        if not request.wants_reply:
+            return
+        if reply is None:
+            self._send(bytes([seams.MSG_REQUEST_FAILURE]))
+        else:
+            self._send(bytes([seams.MSG_REQUEST_SUCCESS]) + reply)
+
+    def _listen(self, place: Request) -> bytes | None:
+        """Listen; return the payload of the reply, None to refuse.
+
+        Payload (only if port 0 was asked for: RFC 4254, section 7.1)::
+            uint32  port
+        """
+        try:
+            listener = self._listeners.open(self, place)
+        except Refused as reason:
+            log.warning("refused to listen: conn=%s place=%s: %s", self, place, reason)
+            self._say(str(reason))
+            return None
+        log.info("listening: conn=%s place=%s", self, listener)
+        asked_for_any = isinstance(place, TcpRequest) and place.port == 0
+        return u32(listener.port) if asked_for_any else b""
+
+    def _cancel(self, place: Request) -> bytes | None:
+        if not self._listeners.cancel(self, place):
+            self._say(f"no listener of this connection is on {place}")
+            return None
+        log.info("cancelled: conn=%s place=%s", self, place)
+        return b""
+
+    # Visitors.
+
+    def visit(
+        self, listener: VisitorListener, visitor: socket.socket, origin: tuple[str, int]
+    ) -> None:
+        """Open a channel for a visitor of ours, and pump when the client confirms.
+
+        Payload::
+            forwarded-tcpip:
+                string  address as it was requested, uint32 port that was connected to
+                string  address, uint32 port of the visitor
+            forwarded-streamlocal@openssh.com:
+                string  socket path as it was requested
+                string  reserved
+        """
+        assert self._connection is not None
+        request = listener.request
+        if isinstance(request, TcpRequest):
+            kind = FORWARDED_TCPIP
+            payload = string(request.address) + u32(listener.port)
+            payload += string(origin[0]) + u32(origin[1])
+        else:
+            kind = FORWARDED_STREAMLOCAL
+            payload = string(request.path) + string("")
+
+        def opened(result: Opened) -> None:
+            if isinstance(result, Exception):
+                log.info(
+                    "visitor turned away: conn=%s place=%s: %s", self, listener, result
+                )
+
+        def ended(end: RelayEnd) -> None:
+            log.debug(
+                "visitor gone: conn=%s place=%s reason=%s bytes_in=%d bytes_out=%d",
+                self,
+                listener,
+                end.reason,
+                end.bytes_in,
+                end.bytes_out,
+            )
+
+        self._connection.open_later(kind, payload, visitor, opened, ended)
+
+    # Channels of the client: on the transport's thread.
+
+    def _on_channel_open(self, message: Message) -> None:
+        """Refuse every channel that a client wants to open.
+
+        Payload::
+            string  channel type
+            uint32  sender channel, initial window, max packet
+            ....    data of this type
+        """
+        fields = Reader(seams.payload(message))
+        try:
+            kind, peer = fields.text(), read_peer_side(fields)
+        except ProtocolError as error:
+            self._fail(error)
+        code = OpenFailureCode.ADMINISTRATIVELY_PROHIBITED
+        text = _REFUSED_CHANNELS.get(kind)
+        if text is None:
+            code = OpenFailureCode.UNKNOWN_CHANNEL_TYPE
+            text = "this gateway has no channels of that type"
+        log.warning("refused a channel: conn=%s type=%r", self, kind)
+        assert self._connection is not None
+        self._connection.send_open_failure(peer, code, text)
+
+    # Sending.
+
+    def _send(self, packet: bytes) -> None:
+        Outbox.of(self.transport).send(packet)
+
+    def _say(self, text: str) -> None:
+        """Tell the client why, in a message for its log.
+
+        Payload::
+            boolean always display
+            string  message, language
+        """
+        self._send(bytes([MSG_DEBUG]) + boolean(False) + string(text) + string("en"))
+
+    def _fail(self, error: ProtocolError) -> NoReturn:
+        """End the connection for what the client did. On the transport's thread."""
+        Outbox.of(self.transport).fail(error)
