@@ -1,0 +1,28 @@
+"""The gateway of this project, as a process of its own.
+
+    python -m rtunnel.bench.gateway AUTHORIZED_KEYS
+
+prints its port and the line for known_hosts, as JSON, and serves until it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+from rtunnel.gateway import Gateway
+
+
+def main(authorized_keys: Path) -> None:
+    """Serve for ever."""
+    with Gateway(authorized_keys=[authorized_keys]) as gateway:
+        known_hosts = gateway.known_hosts_line()
+        print(json.dumps({"port": gateway.port, "known_hosts": known_hosts}))
+        sys.stdout.flush()
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
