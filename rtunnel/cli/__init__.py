@@ -1,0 +1,96 @@
+"""The `rtunnel` command; each of its commands is a module here.
+
+Start-up is part of the interface: the module of a command is loaded when it is named,
+and imports what is heavy when it runs. `rtunnel --version` comes at once, and so do
+the errors of a command line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final
+
+import click
+
+from rtunnel._version import __version__
+from rtunnel.cli import exit_status
+from rtunnel.cli.exit_status import ExitStatus
+from rtunnel.errors import RTunnelError
+
+log = logging.getLogger(__name__)
+
+# What a shell reports for a command that died of SIGINT.
+INTERRUPTED: Final = 130
+
+
+# The module and the function of each command.
+COMMANDS: Final = {
+    "bench": ("rtunnel.cli.bench_command", "bench"),
+    "demo": ("rtunnel.cli.demo", "demo"),
+    "doctor": ("rtunnel.cli.doctor", "doctor"),
+    "open": ("rtunnel.cli.open_command", "open_tunnels"),
+}
+
+
+class _Commands(click.Group):
+    """The commands, each loaded when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), function)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\n" + exit_status.describe(),
+)
+@click.version_option(__version__, prog_name="rtunnel", message="%(prog)s %(version)s")
+def cli() -> None:
+    """SSH reverse tunnels: ports on a server, answered on this side."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit status. Errors are one line on stderr."""
+    try:
+        result = cli.main(arguments, prog_name="rtunnel", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "rtunnel"
+        _complain(f"{error.format_message()} (see '{path} --help')")
+        return ExitStatus.USAGE
+    except click.ClickException as error:
+        _complain(error.format_message())
+        return error.exit_code
+    except RTunnelError as error:
+        _complain(str(error))
+        log.debug("where it came from", exc_info=error)
+        return exit_status.status_of(error)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Who read our output is gone. Python would flush, and complain, once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.UNEXPECTED
+    except Exception as error:
+        _complain(
+            f"unexpected {type(error).__name__}: {error}; please report this, with "
+            "what -vv shows"
+        )
+        log.debug("where it came from", exc_info=error)
+        return ExitStatus.UNEXPECTED
+    return int(result or ExitStatus.ENDED)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"rtunnel: {message}", err=True)

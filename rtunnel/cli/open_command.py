@@ -1,0 +1,186 @@
+"""`rtunnel open`: what `ssh -N -R` does, by the same flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rtunnel.addresses import (
+    Bind,
+    Destination,
+    Target,
+    TcpBind,
+    parse_destination,
+    parse_forward,
+)
+from rtunnel.cli import exit_status, logs, terminal
+from rtunnel.cli.ending import ToldToEnd, told_to_end_by_signals
+from rtunnel.cli.exit_status import ExitStatus
+from rtunnel.errors import ConnectionLost, InvalidAddress
+
+if TYPE_CHECKING:
+    from rtunnel import Listener
+
+
+def _read_by(
+    parse: Callable[[str], object],
+) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback of click that reads a parameter, each one if there are more."""
+
+    def read(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        try:
+            return tuple(map(parse, value)) if parameter.multiple else parse(value)
+        except InvalidAddress as error:
+            raise click.BadParameter(str(error), context, parameter) from None
+
+    return read
+
+
+@click.command(
+    "open",
+    short_help="Open reverse tunnels and keep them until told to end.",
+    epilog="\b\n" + exit_status.describe(),
+)
+@click.option(
+    "-R",
+    "forwards",
+    metavar="[BIND:]PORT:HOST:HOSTPORT",
+    callback=_read_by(parse_forward),
+    multiple=True,
+    required=True,
+    help="Listen on the server; take connections to host:hostport from here. Also "
+    "port:unix:/path, /remote.sock:host:port, *:port:..., [::1]:port:...; port 0 lets "
+    "the server choose. May be given more than once: all are opened, or none.",
+)
+@click.option("-p", "port", type=click.IntRange(1, 65535), help="Port of the server.")
+@click.option("-l", "user", metavar="USER", help="User on the server.")
+@click.option(
+    "-i", "identity_files", metavar="KEY", multiple=True, help="Private key to use."
+)
+@click.option(
+    "-J",
+    "jump",
+    metavar="[USER@]HOST[:PORT],...",
+    help="Connect through these servers.",
+)
+@click.option(
+    "-F",
+    "config_file",
+    metavar="FILE",
+    help="Read this instead of ~/.ssh/config; 'none' reads no file.",
+)
+@click.option(
+    "-o",
+    "ssh_options",
+    metavar="OPTION=VALUE",
+    multiple=True,
+    help="An option as ssh_config(5) has them.",
+)
+@click.option(
+    "-b", "bind_address", metavar="ADDRESS", help="Connect from this address."
+)
+@click.option("-c", "ciphers", metavar="CIPHERS", help="Ciphers, the best one first.")
+@click.option("-m", "macs", metavar="MACS", help="MACs, the best one first.")
+@click.option("-4", "family", flag_value="inet", help="Connect by IPv4 only.")
+@click.option("-6", "family", flag_value="inet6", help="Connect by IPv6 only.")
+@click.option("-C", "compression", is_flag=True, help="Compress; the engine cannot.")
+@click.option("-v", "verbosity", count=True, help="Say more; up to -vvv.")
+@click.option("-q", "quiet", is_flag=True, help="No warnings, only errors.")
+@click.option(
+    *("-N", "-T", "-n", "-x", "-a"),
+    "as_always",
+    is_flag=True,
+    help="Taken and ignored: no command, terminal, stdin, X11 or agent is forwarded.",
+)
+@click.argument("destination", callback=_read_by(parse_destination))
+def open_tunnels(
+    *,
+    forwards: tuple[tuple[Bind, Target], ...],
+    destination: Destination,
+    user: str | None,
+    port: int | None,
+    identity_files: tuple[str, ...],
+    jump: str | None,
+    config_file: str | None,
+    ssh_options: tuple[str, ...],
+    bind_address: str | None,
+    ciphers: str | None,
+    macs: str | None,
+    family: str | None,
+    compression: bool,
+    verbosity: int,
+    quiet: bool,
+    as_always: bool,
+) -> ExitStatus:
+    """Open reverse tunnels through the SSH server DESTINATION.
+
+    The flags mean what they mean in ssh(1): put `rtunnel open` where `ssh -N` stood.
+    One line per forward is printed when all of them listen. Then this stays until
+    SIGINT or SIGTERM, or until the connection is lost.
+
+    \b
+        rtunnel open -R 8080:localhost:3000 user@host
+    """
+    logs.show(verbosity, quiet)
+    flags = {
+        "AddressFamily": family,
+        "BindAddress": bind_address,
+        "Ciphers": ciphers,
+        "MACs": macs,
+    }
+    given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    options = {
+        "user": user,
+        "port": port,
+        "identity_files": identity_files,
+        "jump": jump,
+        "config_file": config_file,
+        "compression": compression or None,
+        "ssh_options": (*given, *ssh_options),
+    }
+    try:
+        with told_to_end_by_signals():
+            _hold(destination, options, forwards)
+    except ToldToEnd:
+        return ExitStatus.ENDED
+    return ExitStatus.CONNECTION_LOST
+
+
+def _hold(
+    destination: Destination,
+    options: dict[str, Any],
+    forwards: tuple[tuple[Bind, Target], ...],
+) -> None:
+    """Connect, open all forwards, say so, and stay while the connection stands."""
+    import rtunnel
+
+    if terminal.is_there():
+        options |= {
+            "password": terminal.ask_secret,
+            "passphrase": terminal.ask_secret,
+            "interactive": terminal.answer_prompts,
+            "host_key_prompt": terminal.confirm_host_key,
+        }
+    with rtunnel.connect(destination, **options) as tunnel:
+        # All or nothing, as with ExitOnForwardFailure=yes: a refused forward ends the
+        # connection, and with it those that were opened before.
+        listeners = [tunnel.listen(bind, to=target) for bind, target in forwards]
+        for listener, (_, target) in zip(listeners, forwards, strict=True):
+            click.echo(f"listening on {_place(destination, listener)} -> {target}")
+        sys.stdout.flush()
+        try:
+            tunnel.wait()
+        except ConnectionLost as lost:
+            where = f"the connection to {destination.host} was lost"
+            raise ConnectionLost(f"{where}: {lost}", lost.code) from lost
+
+
+def _place(destination: Destination, listener: Listener) -> str:
+    """Return where a listener can be reached: the server, and what it listens on."""
+    bind = listener.bind
+    if isinstance(bind, TcpBind):
+        bind = TcpBind(bind.address, listener.port)  # port 0: what the server chose
+    return f"{destination.host}:{bind}"
