@@ -1,0 +1,36 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rtunnel import Tunnel
+from tests.support.sshd import Sshd
+from tests.support.tunnels import BACKENDS, open_tunnel
+
+# Tests that several files share: their assertions should say as much as any.
+pytest.register_assert_rewrite("tests.support.interop")
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """One OpenSSH server for the whole run; tests that change it start their own."""
+    folder: Path = tmp_path_factory.mktemp("sshd")
+    with Sshd(folder) as server:
+        yield server
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn: the contract is the same for all of them."""
+    return str(request.param)
+
+
+@pytest.fixture
+def tunnel(sshd: Sshd, backend: str) -> Iterator[Tunnel]:
+    """A tunnel to the sshd of the run, on each backend."""
+    with open_tunnel(sshd, backend) as opened:
+        yield opened
