@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
@@ -393,10 +394,16 @@ class PortableBackend:
             self._stop()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the reactor's thread to end, unless it is the caller."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
+        """Wait for the threads to end, for `timeout_s` in all, unless one is the caller.
+
+        The timer, too: a cancelled one lives until it has seen that.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            threads = [self._thread, self._timer]
+        for thread in threads:
+            if thread is not None and thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     # For the channels.
 
