@@ -43,8 +43,11 @@ LAYERS = {
     "tunnel": ("rtunnel.tunnel.",),
     # The public names. Lower layers do not go through them.
     "public": ("rtunnel",),
-    "service": ("rtunnel.gateway.",),
-    "face": ("rtunnel.bench.", "rtunnel.cli.", "rtunnel.__main__"),
+    "service": (
+        "rtunnel.gateway.",
+        "rtunnel.status.model",
+    ),
+    "face": ("rtunnel.bench.", "rtunnel.cli.", "rtunnel.status.", "rtunnel.__main__"),
 }
 ORDER = list(LAYERS)
 

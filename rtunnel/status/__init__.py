@@ -1,0 +1,1 @@
+"""What a running process tells about itself: a model of it, and who shows it."""
