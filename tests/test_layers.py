@@ -25,6 +25,7 @@ LAYERS = {
         "rtunnel.errors",
         "rtunnel.forwards",
         "rtunnel.halfclose",
+        "rtunnel.proxy_protocol",
         "rtunnel.stats",
         "rtunnel.window",
         "rtunnel.wire",
