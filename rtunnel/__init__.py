@@ -25,6 +25,9 @@ logging.getLogger("rtunnel").addHandler(logging.NullHandler())
 if TYPE_CHECKING:
     from rtunnel import pump as pump
     from rtunnel.addresses import Destination
+    from rtunnel.ssh.command import CommandOutput as CommandOutput
+    from rtunnel.ssh.command import put_file as put_file
+    from rtunnel.ssh.command import run_command as run_command
     from rtunnel.ssh.transport import Transport as Transport
     from rtunnel.stats import ListenerStats as ListenerStats
     from rtunnel.stats import RelayStats as RelayStats
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 # Where each public name that is loaded at its first use is defined.
 _HOME: Final = {
+    "CommandOutput": "rtunnel.ssh.command",
     "Listener": "rtunnel.tunnel",
     "ListenerStats": "rtunnel.stats",
     "RelayStats": "rtunnel.stats",
@@ -42,10 +46,13 @@ _HOME: Final = {
     "Tunnel": "rtunnel.tunnel",
     "TunnelStats": "rtunnel.stats",
     "Visitor": "rtunnel.tunnel",
+    "put_file": "rtunnel.ssh.command",
+    "run_command": "rtunnel.ssh.command",
 }
 _MODULES: Final = ("pump",)
 
 __all__ = [
+    "CommandOutput",
     "Listener",
     "ListenerStats",
     "RelayStats",
@@ -57,6 +64,8 @@ __all__ = [
     "connect",
     "errors",
     "pump",
+    "put_file",
+    "run_command",
 ]
 
 

@@ -1,0 +1,62 @@
+"""Commands and small files on the server: within a time, and with its own words."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+import rtunnel
+from rtunnel import Tunnel
+from rtunnel.errors import ConnectionLost, RequestTimeout
+from tests.support.sshd import Sshd
+
+
+def test_a_command_gives_its_output_both_ways_and_its_status(tunnel: Tunnel) -> None:
+    output = rtunnel.run_command(tunnel.transport, "echo out; echo err >&2; exit 3")
+    assert output == rtunnel.CommandOutput(b"out\n", b"err\n", 3)
+
+
+def test_a_command_that_fills_stderr_before_stdout_is_read_to_its_end(
+    tunnel: Tunnel,
+) -> None:
+    script = "head -c 5000000 /dev/zero >&2; echo done"
+    output = rtunnel.run_command(tunnel.transport, script)
+    assert (output.stdout, len(output.stderr)) == (b"done\n", 5_000_000)
+
+
+def test_a_command_reads_an_empty_stdin(tunnel: Tunnel) -> None:
+    assert rtunnel.run_command(tunnel.transport, "cat").stdout == b""
+
+
+def test_a_command_that_a_signal_ended_has_no_status(tunnel: Tunnel) -> None:
+    output = rtunnel.run_command(tunnel.transport, "kill -KILL $$")
+    assert output.exit_status is None
+
+
+def test_the_time_covers_a_command_that_writes_on_and_on(tunnel: Tunnel) -> None:
+    begin = time.monotonic()
+    with pytest.raises(RequestTimeout, match="while did not end in time"):
+        script = "while :; do echo tick; sleep 0.1; done"
+        rtunnel.run_command(tunnel.transport, script, timeout_s=1)
+    assert time.monotonic() - begin >= 1
+    # The connection goes on.
+    assert rtunnel.run_command(tunnel.transport, "echo yes").stdout == b"yes\n"
+
+
+def test_a_command_ends_with_its_connection(tunnel: Tunnel, sshd: Sshd) -> None:
+    with pytest.raises(ConnectionLost):
+        rtunnel.run_command(tunnel.transport, "kill -KILL $PPID; cat")
+
+
+def test_a_file_is_put_with_its_mode(tunnel: Tunnel, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    rtunnel.put_file(tunnel.transport, str(path), b"content", 0o640)
+    assert path.read_bytes() == b"content"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_cannot_be_put_says_why(tunnel: Tunnel, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        rtunnel.put_file(tunnel.transport, str(tmp_path / "no" / "file"), b"")
