@@ -37,8 +37,8 @@ def test_a_command_that_a_signal_ended_has_no_status(tunnel: Tunnel) -> None:
 
 def test_the_time_covers_a_command_that_writes_on_and_on(tunnel: Tunnel) -> None:
     begin = time.monotonic()
+    script = "while :; do echo tick; sleep 0.1; done"
     with pytest.raises(RequestTimeout, match="while did not end in time"):
-        script = "while :; do echo tick; sleep 0.1; done"
         rtunnel.run_command(tunnel.transport, script, timeout_s=1)
     assert time.monotonic() - begin >= 1
     # The connection goes on.
