@@ -8,7 +8,7 @@ same.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -71,6 +71,8 @@ class ProcessStatus:
 
 # Cheap, never blocks, called from any thread.
 StatusSource = Callable[[], ProcessStatus]
+# Says what is not ready, a line for each; may block for a few seconds. Any thread.
+ReadyCheck = Callable[[], Sequence[str]]
 
 
 def of_process(
@@ -94,6 +96,27 @@ def works(connection: ConnectionInfo) -> bool:
     return connection.state == CONNECTED and all(
         row.state == LISTENING for row in connection.listeners
     )
+
+
+def not_ready(status: ProcessStatus) -> list[str]:
+    """Say what is not ready, a line for each; empty if all is."""
+    lines = []
+    for connection in status.connections:
+        if connection.state != CONNECTED:
+            lines.append(_line(connection.name, connection))
+        lines += [
+            _line(f"{connection.name} {row.bind}", row)
+            for row in connection.listeners
+            if row.state != LISTENING
+        ]
+    if not status.ready and not lines:
+        lines.append("no connection")
+    return [] if status.ready else lines
+
+
+def _line(what: str, row: ConnectionInfo | ListenerRow) -> str:
+    reason = f": {row.last_error}" if row.last_error else ""
+    return f"{what}: {row.state}{reason}"
 
 
 def of_tunnel(
