@@ -10,6 +10,18 @@ import pytest
 from rtunnel import Tunnel
 from tests.support.sshd import Sshd
 from tests.support.tunnels import BACKENDS, open_tunnel
+from tests.support.x2go import (
+    client_display as client_display,
+)
+from tests.support.x2go import (
+    control as control,
+)
+from tests.support.x2go import (
+    x2go_server as x2go_server,
+)
+from tests.support.x2go import (
+    x2go_tunnel as x2go_tunnel,
+)
 
 # Tests that several files share: their assertions should say as much as any.
 pytest.register_assert_rewrite("tests.support.interop")
