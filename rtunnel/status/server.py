@@ -24,11 +24,13 @@ from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from socketserver import TCPServer, ThreadingMixIn
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rtunnel.errors import ConfigError
-from rtunnel.status.metrics import Metrics
 from rtunnel.status.model import ReadyCheck, StatusSource, not_ready, to_json
+
+if TYPE_CHECKING:
+    from rtunnel.status.metrics import Metrics
 
 log = logging.getLogger("rtunnel.status")
 
@@ -45,8 +47,8 @@ TEXT: Final = "text/plain; charset=utf-8"
 SECURITY_HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; "
-    "style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'",
+    "style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -81,7 +83,7 @@ class StatusServer:
     ) -> None:
         self._source = source
         self._ready_check = ready_check
-        self._metrics = Metrics(source)
+        self._metrics: Metrics | None = None
         self._closing = threading.Event()
         self._socket = listen_on_loopback(address, port) if sock is None else sock
         self._http = _Http(self._socket, self._answer)
@@ -133,7 +135,7 @@ class StatusServer:
     def _answer(self, path: str, accept: str) -> _Answer:
         """Return what a GET of this path is answered with. On a request's thread."""
         if path == "/metrics":
-            body, content_type = self._metrics.render(accept)
+            body, content_type = self._measure().render(accept)
             return HTTPStatus.OK, content_type, body
         if path == "/healthz":
             self._source()  # raises if the process does not work
@@ -151,6 +153,14 @@ class StatusServer:
             sorted((*_FILES, "/healthz", "/metrics", "/readyz", "/status"))
         )
         return HTTPStatus.NOT_FOUND, TEXT, f"there is: {known}\n".encode()
+
+    def _measure(self) -> Metrics:
+        # Loaded with the first scrape: most processes are never scraped.
+        if self._metrics is None:
+            from rtunnel.status.metrics import Metrics
+
+            self._metrics = Metrics(self._source)
+        return self._metrics
 
     def _readiness(self) -> _Answer:
         missing = not_ready(self._source())
