@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "demo": ("rtunnel.cli.demo", "demo"),
     "doctor": ("rtunnel.cli.doctor", "doctor"),
     "open": ("rtunnel.cli.open_command", "open_tunnels"),
+    "status": ("rtunnel.cli.status_command", "status"),
 }
 
 

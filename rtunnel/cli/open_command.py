@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -19,10 +19,15 @@ from rtunnel.addresses import (
 from rtunnel.cli import exit_status, logs, terminal
 from rtunnel.cli.ending import ToldToEnd, told_to_end_by_signals
 from rtunnel.cli.exit_status import ExitStatus
+from rtunnel.cli.status_command import serve_option
 from rtunnel.errors import ConnectionLost, InvalidAddress
 
 if TYPE_CHECKING:
-    from rtunnel import Listener
+    from rtunnel import Listener, Tunnel
+    from rtunnel.status.model import ProcessStatus
+
+# How often --tui draws.
+PICTURE_PERIOD_S: Final = 1.0
 
 
 def _read_by(
@@ -87,7 +92,12 @@ def _read_by(
 @click.option("-4", "family", flag_value="inet", help="Connect by IPv4 only.")
 @click.option("-6", "family", flag_value="inet6", help="Connect by IPv6 only.")
 @click.option("-C", "compression", is_flag=True, help="Compress; the engine cannot.")
+@serve_option
+@click.option(
+    "--tui", "live_view", is_flag=True, help="Show live what the tunnels are doing."
+)
 @click.option("-v", "verbosity", count=True, help="Say more; up to -vvv.")
+@logs.format_option
 @click.option("-q", "quiet", is_flag=True, help="No warnings, only errors.")
 @click.option(
     *("-N", "-T", "-n", "-x", "-a"),
@@ -111,7 +121,10 @@ def open_tunnels(
     macs: str | None,
     family: str | None,
     compression: bool,
+    status_on: tuple[str, int] | None,
+    live_view: bool,
     verbosity: int,
+    log_format: logs.LogFormat,
     quiet: bool,
     as_always: bool,
 ) -> ExitStatus:
@@ -124,7 +137,7 @@ def open_tunnels(
     \b
         rtunnel open -R 8080:localhost:3000 user@host
     """
-    logs.show(verbosity, quiet)
+    logs.show(verbosity, quiet, log_format)
     flags = {
         "AddressFamily": family,
         "BindAddress": bind_address,
@@ -143,7 +156,7 @@ def open_tunnels(
     }
     try:
         with told_to_end_by_signals():
-            _hold(destination, options, forwards)
+            _hold(destination, options, forwards, status_on, live_view)
     except ToldToEnd:
         return ExitStatus.ENDED
     return ExitStatus.CONNECTION_LOST
@@ -153,9 +166,12 @@ def _hold(
     destination: Destination,
     options: dict[str, Any],
     forwards: tuple[tuple[Bind, Target], ...],
+    status_on: tuple[str, int] | None,
+    live_view: bool,
 ) -> None:
     """Connect, open all forwards, say so, and stay while the connection stands."""
     import rtunnel
+    from rtunnel.status.runtime import published
 
     if terminal.is_there():
         options |= {
@@ -164,18 +180,62 @@ def _hold(
             "interactive": terminal.answer_prompts,
             "host_key_prompt": terminal.confirm_host_key,
         }
-    with rtunnel.connect(destination, **options) as tunnel:
+    telling = _Telling(destination)
+    with (
+        published(telling.status, status_on) as server,
+        rtunnel.connect(destination, **options) as tunnel,
+    ):
+        telling.tunnel = tunnel
         # All or nothing, as with ExitOnForwardFailure=yes: a refused forward ends the
         # connection, and with it those that were opened before.
         listeners = [tunnel.listen(bind, to=target) for bind, target in forwards]
         for listener, (_, target) in zip(listeners, forwards, strict=True):
             click.echo(f"listening on {_place(destination, listener)} -> {target}")
+        telling.opened = True
+        if server is not None:
+            click.echo(f"status on {server.url}")
         sys.stdout.flush()
         try:
+            if live_view:
+                telling.show_until_the_end(tunnel)
             tunnel.wait()
         except ConnectionLost as lost:
             where = f"the connection to {destination.host} was lost"
             raise ConnectionLost(f"{where}: {lost}", lost.code) from lost
+
+
+class _Telling:
+    """What `open` tells of itself, from before the connection on."""
+
+    def __init__(self, destination: Destination) -> None:
+        from rtunnel.status.model import now
+
+        self._destination = str(destination)
+        self._started = now()
+        # Set by the main thread, read by any.
+        self.tunnel: Tunnel | None = None
+        self.opened = False  # all of the forwards
+
+    def status(self) -> ProcessStatus:
+        """Return what is true now. Never blocks. Any thread."""
+        from rtunnel.status import model
+
+        where, tunnel = self._destination, self.tunnel
+        if tunnel is None:
+            connection = model.ConnectionInfo(where, where, "connecting")
+        else:
+            connection = model.of_tunnel(where, tunnel, destination=where)
+        ready = self.opened and model.works(connection)
+        return model.of_process("open", self._started, (connection,), ready=ready)
+
+    def show_until_the_end(self, tunnel: Tunnel) -> None:
+        """Show it live until the tunnel ends; raises what `Tunnel.wait` raises."""
+        from rtunnel.cli.status_view import live
+
+        with live(traffic=False) as show:
+            show([self.status()])
+            while not tunnel.wait(PICTURE_PERIOD_S):
+                show([self.status()])
 
 
 def _place(destination: Destination, listener: Listener) -> str:

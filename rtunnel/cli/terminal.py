@@ -28,7 +28,7 @@ def is_there() -> bool:
 def ask_secret(question: str) -> str | None:
     """Ask for a password or passphrase, not shown; None: the user has none (Ctrl-D)."""
     try:
-        return getpass.getpass(f"{_harmless(question).rstrip(': ')}: ")
+        return getpass.getpass(f"{harmless(question).rstrip(': ')}: ")
     except EOFError:
         return None
 
@@ -36,7 +36,7 @@ def ask_secret(question: str) -> str | None:
 def ask(question: str) -> str:
     """Ask for a line of text, shown while it is typed; empty at Ctrl-D."""
     with open(TERMINAL, "r+b", buffering=0) as terminal:
-        terminal.write(_harmless(question).encode())
+        terminal.write(harmless(question).encode())
         line = bytearray()
         while (byte := terminal.read(1)) not in (b"", b"\n"):
             line += byte
@@ -64,6 +64,6 @@ def answer_prompts(question: InteractiveQuestion) -> list[str]:
     return answers
 
 
-def _harmless(text: str) -> str:
-    """Return the text without control characters: servers write some of it."""
+def harmless(text: str) -> str:
+    """Return the text without control characters: a peer may have written it."""
     return "".join(char for char in text if char.isprintable() or char == "\n")
