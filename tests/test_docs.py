@@ -248,7 +248,7 @@ def test_the_command_page_has_every_command_and_every_flag() -> None:
         for name in parameter.opts
         if name.startswith("-")
     }
-    assert flags - set(re.findall(r"`(-\w)", COMMAND)) == set()
+    assert flags - set(re.findall(r"`(-\w|--[\w-]+)", COMMAND)) == set()
 
 
 @pytest.mark.parametrize(
