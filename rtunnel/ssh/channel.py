@@ -85,6 +85,14 @@ class PortableChannel:
     def __repr__(self) -> str:
         return f"<channel {self.local_id}/{self.remote_id}>"
 
+    @property
+    def stalled(self) -> bool:
+        """Whether it may send nothing now: the peer's window is used up."""
+        window = self._send_window
+        if window is None or self.ended:
+            return False
+        return window.left_bytes == 0 and self._ahead_bytes == 0
+
     def start(self, peer: PeerSide, sock: socket.socket, confirm: bool) -> None:
         """Pump between `sock` and the peer; first confirm the peer's open, if asked."""
         with self._lock:

@@ -54,6 +54,7 @@ from rtunnel.ssh.relay import Backend, OnEnd, PeerSide, Relay
 from rtunnel.ssh.requests import Answer, Granted, Refused, RequestQueue
 from rtunnel.ssh.sockets import set_nodelay
 from rtunnel.ssh.stock_api import StockApi
+from rtunnel.ssh.vitals import RttMeter, Vitals, cipher_of, rekeys_of
 from rtunnel.wire import Reader, string, u32
 
 log = logging.getLogger("rtunnel.ssh.connection")
@@ -82,6 +83,7 @@ class Connection:
         self._openings = Openings(self._outbox.send)
         self._ending = Ending(transport)
         self._stock_api = StockApi(self)
+        self._rtt_meter = RttMeter(self.ping)
         # Protected by _lock, which is never held while anything is called that may
         # block or call back.
         self._lock = threading.Lock()
@@ -182,6 +184,17 @@ class Connection:
                 on_answer()
 
         self._requests.submit(kind, b"", answered)
+
+    def vitals(self) -> Vitals:
+        """Say how the connection does; asks for a round trip if the last one is old.
+
+        Never blocks. Any thread.
+        """
+        return Vitals(
+            cipher=cipher_of(self.transport),
+            rtt_s=None if self.end is not None else self._rtt_meter.read_s(),
+            rekeys=rekeys_of(self.transport),
+        )
 
     def _ask(
         self,

@@ -56,6 +56,12 @@ class EngineRelay:
         return self._count(1)
 
     @property
+    def stalled(self) -> bool:
+        """Whether it may send nothing now: the peer's window is used up."""
+        stats = self._engine.channel_stats(self.local_id)
+        return stats is not None and stats[2] == 0
+
+    @property
     def ended(self) -> bool:
         """Whether the local socket is done with."""
         return self._end is not None

@@ -108,6 +108,7 @@ class EnginePacketizer(Packetizer):
         self._rekey_due = False
         self._fresh_keys = 0  # bit 1: open key, bit 2: seal key, since _rekey_due
         self._keys_since_s = time.monotonic()
+        self._seal_keys = 0  # that there have been
 
         self._dump_log = logging.getLogger("paramiko.transport")
         self._keepalive: Keepalive | None = None
@@ -122,6 +123,11 @@ class EnginePacketizer(Packetizer):
     def engine(self) -> _engine.Engine | None:
         """The engine, once it opens and seals all packets."""
         return self._engine if self._opens and self._seals else None
+
+    @property
+    def rekeys(self) -> int:
+        """Key exchanges after the first."""
+        return max(0, self._seal_keys - 1)
 
     def refuse_engine(self, reason: str) -> None:
         """Leave this connection to paramiko. Before the first keys."""
@@ -154,6 +160,7 @@ class EnginePacketizer(Packetizer):
     ) -> None:
         """Seal with the staged key from here on, then send what was held."""
         key, self._seal_key = self._seal_key, None
+        self._seal_keys += 1
         with self._send_lock:
             if key is not None and iv_out is not None:
                 engine = self._make_engine()

@@ -61,6 +61,10 @@ class Relay(Protocol):
         """Payload bytes from the local socket to the peer."""
 
     @property
+    def stalled(self) -> bool:
+        """Whether it may send nothing now: the peer's window is used up."""
+
+    @property
     def ended(self) -> bool:
         """Whether it is over: `on_end` is or was called."""
 

@@ -129,15 +129,15 @@ def of_tunnel(
 ) -> ConnectionInfo:
     """Return what a live tunnel tells of itself. Never blocks. Any thread."""
     stats = tunnel.stats()
-    transport = tunnel.transport
+    vitals = tunnel.connection.vitals()
     return ConnectionInfo(
         name=name,
         destination=destination,
-        state=CONNECTED if transport.is_active() else "closed",
+        state=CONNECTED if tunnel.connection.end is None else "closed",
         backend=tunnel.backend,
-        cipher=getattr(transport, "remote_cipher", "") or None,
-        rtt_s=None,
-        rekeys=0,
+        cipher=vitals.cipher or None,
+        rtt_s=vitals.rtt_s,
+        rekeys=vitals.rekeys,
         reconnects=reconnects,
         since=stats.since,
         last_error=last_error or stats.last_error,
@@ -162,7 +162,7 @@ def of_listener(listener: Listener) -> ListenerRow:
         errors=stats.errors,
         bytes_in=stats.bytes_in,
         bytes_out=stats.bytes_out,
-        stalled=0,
+        stalled=listener.stalled,
         last_error=stats.last_error,
     )
 
