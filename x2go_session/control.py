@@ -18,20 +18,43 @@ import posixpath
 import shlex
 import threading
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 import rtunnel
-from x2go_session.errors import ControlError, NotInstalled
+from x2go_session import commands, replies
+from x2go_session.applications import Application, read_applications
+from x2go_session.errors import (
+    AccessDenied,
+    ControlError,
+    NoSuchSession,
+    NotInstalled,
+    SessionLimitReached,
+)
+from x2go_session.options import SessionOptions
+from x2go_session.replies import Desktop, Mount, SessionInfo, StartedAgent
+from x2go_session.session import Ports
 
 log = logging.getLogger("x2go_session.control")
 
 COMMAND_TIMEOUT_S: Final = 20.0
+# These scripts take seconds on an idle server, and wait for the agent.
+AGENT_TIMEOUT_S: Final = 90.0
+LIST_TIMEOUT_S: Final = 40.0
+APPLICATIONS_TIMEOUT_S: Final = 60.0
+# How often the agent's state is looked at over there, and for how long at once.
+STATE_PAUSE_S: Final = 0.2
+STATE_WAIT_S: Final = 5.0
 SERVER_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 # sshd's MaxSessions is 10 by default, for SFTP and whatever else the user runs, too.
 MOST_AT_ONCE: Final = 4
 # What a shell reports when there is no such command.
 NOT_FOUND: Final = 127
+# Exit statuses of x2gostartagent and x2goresume-session.
+SHADOW_DENIED: Final = 8
+LIMIT_REACHED: Final = 9
+OVER: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +90,10 @@ class Control:
         self.tunnel = tunnel
         self.timeout_s = timeout_s
         self._slots = threading.BoundedSemaphore(MOST_AT_ONCE)
-        self._lock = threading.Lock()
+        # What is asked once. Protected by _asked.
+        self._asked = threading.Lock()
         self._home: str | None = None
+        self._features: frozenset[str] | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -84,7 +109,7 @@ class Control:
         marker = uuid.uuid4().hex
         begin, end = f"X2GODATABEGIN:{marker}", f"X2GODATAEND:{marker}"
         # The subshell: `exit` in a command ends that, and the status is still told.
-        script = f"({command}\n); echo {end}:$?:"
+        script = f"({command} ); echo {end}:$?:"
         wrapped = (
             f"echo {begin}; env PATH={SERVER_PATH} sh -c {shlex.quote(script)}; "
             f"echo {end}"
@@ -104,9 +129,13 @@ class Control:
     def check(self, command: str, timeout_s: float | None = None) -> CommandResult:
         """Run a command; raise `ControlError` with the server's words if it failed."""
         result = self.run(command, timeout_s)
+        self._verify(result, command.rpartition("&& ")[2].partition(" ")[0])
+        return result
+
+    @staticmethod
+    def _verify(result: CommandResult, name: str) -> None:
         if result.status == 0:
-            return result
-        name = command.split(None, 1)[0]
+            return
         if result.status == NOT_FOUND:
             raise NotInstalled(
                 f"the server has no {name}: is x2goserver installed there? It said: "
@@ -128,10 +157,152 @@ class Control:
                     f"the server would not have {path} written: {error}"
                 ) from error
 
+    # What there is on the server.
+
+    def features(self) -> frozenset[str]:
+        """What the server's x2goserver can do; asked once.
+
+        Raises `NotInstalled` where there is none.
+        """
+        with self._asked:
+            if self._features is None:
+                self._features = replies.features(self.check("x2gofeaturelist").lines)
+            return self._features
+
+    def versions(self) -> dict[str, str]:
+        """The versions of the components of x2goserver."""
+        return replies.versions(self.check("x2goversion").lines)
+
+    def session_limit(self) -> int | None:
+        """How many sessions the user may have; None: any number.
+
+        Raises `SessionLimitReached` when there are as many already.
+        """
+        said = self.check("x2gosessionlimit").stdout.strip()
+        if said == "LIMIT":
+            raise SessionLimitReached("the server allows this user no more sessions")
+        return int(said) if said.isdecimal() else None
+
+    def has_program(self, command: str) -> bool:
+        """Whether the program of a command line is there."""
+        find = commands.find_program(command)
+        return find is None or self.run(find).status == 0
+
+    def can_mount(self) -> bool:
+        """Whether the server could mount our folders: it has FUSE's program."""
+        return self.run("command -v fusermount || command -v fusermount3").status == 0
+
+    def applications(self) -> list[Application]:
+        """The applications that the server publishes."""
+        return read_applications(
+            self.check("x2gogetapps", APPLICATIONS_TIMEOUT_S).stdout
+        )
+
+    def desktops(self) -> list[Desktop]:
+        """The desktops that a SHADOW session can be made of."""
+        return replies.desktops(self._own_host("x2golistdesktops").lines)
+
+    def servers(self) -> list[str]:
+        """The servers that have sessions of this user."""
+        return [line for line in self.check("x2gogetservers").lines if line.strip()]
+
+    # Sessions.
+
+    def sessions(self) -> list[SessionInfo]:
+        """The user's sessions on the server, suspended ones first."""
+        found = self._own_host("x2golistsessions").lines
+        if "X2GO_LIST_SHADOWSESSIONS" in self.features():
+            found += self._own_host("x2golistshadowsessions").lines
+        return replies.sessions(found)
+
+    def find_session(self, name: str) -> SessionInfo | None:
+        """Return the session of this name, if the server lists it."""
+        return next((info for info in self.sessions() if info.name == name), None)
+
+    def state(self, name: str) -> str:
+        """What the session's agent says of itself: RUNNING, SUSPENDED ...
+
+        Empty when there is no agent, or not yet.
+        """
+        path = f"{self.session_folder(name)}/state"
+        return self.run(commands.words("cat", "--", path)).stdout.strip()
+
+    def wait_state(
+        self, name: str, wanted: Collection[str], timeout_s: float = STATE_WAIT_S
+    ) -> str:
+        """Wait until the agent says one of these of itself; return what it says.
+
+        After `timeout_s`, that is what it says then. It is asked over there, so that
+        this is one command.
+        """
+        path = shlex.quote(f"{self.session_folder(name)}/state")
+        turns = max(int(timeout_s / STATE_PAUSE_S), 1)
+        # A pattern of nothing stands for: no agent.
+        patterns = "|".join(state or '""' for state in sorted(wanted))
+        said = self.run(
+            f"n=0; while s=$(cat {path} 2>/dev/null); "
+            f'case "$s" in {patterns}) false;; *) [ $n -lt {turns} ];; esac; '
+            f'do n=$((n+1)); sleep {STATE_PAUSE_S}; done; echo "$s"',
+            timeout_s + self.timeout_s,
+        )
+        return said.stdout.strip()
+
+    def start_agent(self, options: SessionOptions) -> StartedAgent:
+        """Start a session. Its agent waits for our graphics for 60 s.
+
+        Raises `SessionLimitReached`, `AccessDenied` (shadowing), `NotInstalled`.
+        """
+        result = self.run(commands.start_agent(options), AGENT_TIMEOUT_S)
+        words = result.words_of_failure
+        if result.status == LIMIT_REACHED:
+            raise SessionLimitReached(
+                f"the server allows this user no more sessions: {words}"
+            )
+        if result.status == SHADOW_DENIED:
+            raise AccessDenied(f"the desktop may not be shared: {words}")
+        self._verify(result, "x2gostartagent")
+        return replies.started_agent(result.lines)
+
+    def resume_session(self, name: str, options: SessionOptions) -> Ports:
+        """Resume a session; return its ports, which may be others than before.
+
+        Raises `NoSuchSession` when it is over.
+        """
+        command = commands.resume_session(name, options)
+        result = self.run(command, AGENT_TIMEOUT_S)
+        if result.status == OVER or "failed to resume" in result.stderr:
+            raise NoSuchSession(f"{name} is over: {result.words_of_failure}")
+        self._verify(result, "x2goresume-session")
+        return replies.resumed_ports(result.lines, name)
+
+    def suspend_session(self, name: str) -> None:
+        """Have a session suspended: its agent has begun with it when this returns.
+
+        Raises `NoSuchSession` when its agent is gone.
+        """
+        result = self.run(commands.words("x2gosuspend-session", name), AGENT_TIMEOUT_S)
+        if "failed to suspend" in result.stderr:
+            raise NoSuchSession(f"{name} is over: {result.words_of_failure}")
+
+    def terminate_session(self, name: str) -> None:
+        """Have a session terminated. The server says nothing about names it lacks."""
+        self.run(commands.words("x2goterminate-session", name), AGENT_TIMEOUT_S)
+
+    def exit_message(self, name: str) -> str:
+        """What the session's command wrote; the server keeps it for 10 s after it."""
+        return self.run(commands.words("x2gocmdexitmessage", name)).stdout
+
+    def mounts(self, name: str) -> list[Mount]:
+        """The folders of clients that are mounted in a session."""
+        return replies.mounts(self.check(commands.words("x2golistmounts", name)).lines)
+
+    def _own_host(self, command: str) -> CommandResult:
+        return self.check(f"export HOSTNAME && {command}", LIST_TIMEOUT_S)
+
     @property
     def home(self) -> str:
         """The user's home folder on the server; asked once."""
-        with self._lock:
+        with self._asked:
             if self._home is None:
                 home = self.check('stat -L -- "$HOME" >/dev/null && echo "$HOME"')
                 self._home = posixpath.normpath(home.stdout.strip())

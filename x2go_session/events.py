@@ -63,9 +63,13 @@ class SessionSuspended(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionTerminated(Event):
-    """The session is over; `by_us` tells whether we asked for it."""
+    """The session is over; `by_us` tells whether we asked for it.
+
+    `message` is what its command wrote last, where that is still known.
+    """
 
     by_us: bool
+    message: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
