@@ -54,8 +54,8 @@ def cipher_of(gateway: Gateway) -> set[tuple[str, bool]]:
 def addresses_of(gateway: Gateway, port: int) -> set[str]:
     names = [
         sock.getsockname()
-        for listener in gateway._listeners._by_place.values()
-        for sock in listener.sockets
+        for entrance in gateway._listeners._by_place.values()
+        for sock in entrance.sockets
     ]
     return {name[0] for name in names if name[1] == port}
 
@@ -350,8 +350,8 @@ def test_the_options_of_a_key_say_which_ports_it_may_have(
 def test_a_key_with_an_option_that_is_not_understood_cannot_log_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with GatewayServer(tmp_path, 'from="127.0.0.1"') as server:
-        assert "the option 'from' is not understood here" in caplog.text
+    with GatewayServer(tmp_path, "verify-required") as server:
+        assert "the option 'verify-required' is not understood here" in caplog.text
         assert "Permission denied (publickey)" in refused(server)
 
 

@@ -45,9 +45,16 @@ USABLE = [
 
 UNUSABLE = [
     ("# KEY", None),
-    ('from="10.0.0.0/8" KEY', "'from' is not understood"),
-    ('expiry-time="20300101" KEY', "'expiry-time' is not understood"),
-    ("cert-authority KEY", "'cert-authority' is not understood"),
+    ('from="" KEY', "an entry is empty"),
+    ('from="10.0.0.0/8,!" KEY', "an entry is empty"),
+    ('from="10.0.0.1/8" KEY', "no network"),
+    ('expiry-time="soon" KEY', "expected YYYYMMDD"),
+    ('expiry-time="20301301" KEY', "expected YYYYMMDD"),
+    ('expiry-time="203001011" KEY', "expected YYYYMMDD"),
+    ("expiry-time KEY", "'expiry-time' is not understood"),
+    ('principals="me" KEY', "principals belong to a cert-authority"),
+    ('cert-authority,principals="" KEY', "principals are empty"),
+    ('permitopen="80" KEY', "expected host:port"),
     ("verify-required KEY", "'verify-required' is not understood"),
     ("made-up KEY", "'made-up' is not understood"),
     ('restrict="yes" KEY', "'restrict' is not understood"),
@@ -119,7 +126,7 @@ def test_permitlisten_allows_no_socket_paths(key: Path) -> None:
 
 
 def test_a_key_may_have_a_second_line(key: Path) -> None:
-    found = find(f'from="10.0.0.1" KEY\n{key.read_text()}', key)
+    found = find(f'made-up KEY\n{key.read_text()}', key)
     assert found is not None
     assert found.place == "authorized key 2"
 

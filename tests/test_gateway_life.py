@@ -18,8 +18,8 @@ from rtunnel.errors import (
     RequestRefused,
 )
 from rtunnel.gateway import Gateway
-from rtunnel.gateway import server as server_module
 from rtunnel.gateway import session as session_module
+from rtunnel.gateway.settings import Limits
 from rtunnel.ssh.connection import Connection
 from rtunnel.wire import string, u32
 from tests.support.files import open_files
@@ -141,26 +141,22 @@ def test_a_flood_of_requests_ends_its_connection(
 # Limits for those who have not logged in.
 
 
-def test_a_stranger_who_does_not_log_in_is_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session_module, "LOGIN_GRACE_S", 0.2)
-    with GatewayServer(tmp_path) as server, connect(server) as tunnel:
+def test_a_stranger_who_does_not_log_in_is_cut_off(tmp_path: Path) -> None:
+    limits = Limits(login_grace_s=2.0)
+    with GatewayServer(tmp_path, limits=limits) as server, connect(server) as tunnel:
         with visit(server.port) as stranger:
             assert read_all(stranger).startswith(b"SSH-2.0-")
         assert not tunnel.wait(0.0)
 
 
-def test_too_many_strangers_are_refused_until_one_has_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "UNAUTHENTICATED_MAX", 2)
-    with GatewayServer(tmp_path) as server:
+def test_too_many_strangers_are_refused_until_one_has_gone(tmp_path: Path) -> None:
+    limits = Limits(unauthenticated_max=2)
+    with GatewayServer(tmp_path, limits=limits) as server:
         first, second = visit(server.port), visit(server.port)
         for sock in (first, second):
             assert sock.recv(4) == b"SSH-"
         with visit(server.port) as third:
-            assert third.recv(4) == b""
+            assert read_all(third) == b"Too many connections\r\n"
         first.close()
         wait_until(lambda: len(server.gateway._sessions) == 1)
         with connect(server), connect(server):

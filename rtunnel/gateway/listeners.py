@@ -1,50 +1,43 @@
 """Where visitors come in: the ports and socket paths that clients have asked for.
 
-The rules are those of sshd with GatewayPorts=no: whatever address a client asks for,
-it gets that port of the loopback interface, of IPv4 and IPv6. A port belongs to one
-listener at a time. It ends with its connection or its cancel, and in one more way:
-when the same key asks for it on another connection. A client that lost its network is
-back long before its old connection is known to be dead.
+Where a port listens is for `GatewayPorts` to say. A place belongs to one client at a
+time, unless the gateway has a group for it: then several serve it, and visitors go to
+one after the other. A listener ends with its connection or its cancel, and in one more
+way: when the same client asks for its place on another connection. A client that lost
+its network is back long before its old connection is known to be dead.
 
-All of this belongs to the loop's thread. Nothing here blocks: no name is looked up,
-and bind and listen do not wait for anybody.
+All of this belongs to the loop's thread, but for what says otherwise.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import random
 import socket
-import stat
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final, Protocol
 
-from rtunnel.addresses import LAST_PORT, SOCKET_PATH_BYTES
-from rtunnel.errors import ConfigError
-from rtunnel.gateway.authorized_keys import AuthorizedKey
+from rtunnel.addresses import SOCKET_PATH_BYTES
+from rtunnel.gateway import binding
+from rtunnel.gateway.binding import Place, TcpPlace
+from rtunnel.gateway.header_reader import HeaderReader
 from rtunnel.gateway.loop import Loop
+from rtunnel.gateway.settings import Balance, Group, GroupPlace, Network, is_in
+from rtunnel.gateway.users import Login
+from rtunnel.gateway.visitors import Feeder, Traffic, Visitor, address_of
+from rtunnel.proxy_protocol import ProxyHeader
 from rtunnel.ssh.sockets import set_nodelay
 
 log = logging.getLogger("rtunnel.gateway.listeners")
 
-# As sshd: SSH_LISTEN_BACKLOG.
-BACKLOG: Final = 128
 # Ports that are tried when the client leaves the choice to us.
 PORT_TRIES: Final = 100
-# Below are the ports that only root may have (IPPORT_RESERVED), also if it is root
-# who runs the gateway: its clients are not.
-UNRESERVED_PORTS: Final = range(1024, LAST_PORT + 1)
 # A name of DNS has at most 255 bytes (RFC 1035, section 2.3.4).
 ADDRESS_CHARS_MAX: Final = 255
-# As StreamLocalBindMask of sshd: for the owner only.
-SOCKET_MODE: Final = 0o600
-
-_NO_SUCH_FAMILY: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +62,6 @@ class UnixRequest:
 
 
 Request = TcpRequest | UnixRequest
-Place = int | str
 
 
 class Refused(Exception):
@@ -80,275 +72,388 @@ class Owner(Protocol):
     """The client whose listener it is."""
 
     @property
-    def key(self) -> AuthorizedKey:
-        """The key it has logged in with."""
+    def login(self) -> Login:
+        """Who it is, and what it may have."""
 
     def is_alive(self) -> bool:
         """Whether its connection stands, as far as is known."""
 
+    def has_room(self) -> bool:
+        """Whether it may have one more channel."""
+
     def visit(
-        self, listener: VisitorListener, visitor: socket.socket, origin: tuple[str, int]
+        self,
+        listener: VisitorListener,
+        visitor: Visitor,
+        on_failed: Callable[[], object],
     ) -> None:
-        """Take a visitor, whose socket is owned from here. Must not block."""
+        """Take a visitor, or call `on_failed`, on any thread. Must not block."""
 
 
 class VisitorListener:
-    """One port, or socket path, of one client."""
+    """One place of one client."""
 
-    def __init__(
-        self, owner: Owner, request: Request, place: Place, sockets: list[socket.socket]
-    ) -> None:
+    def __init__(self, owner: Owner, request: Request, entrance: Entrance) -> None:
         self.owner = owner
         self.request = request
-        self.place = place
-        self.sockets = sockets
-        self._inode = _inode(place) if isinstance(place, str) else None
+        self.entrance = entrance
+        self.traffic = Traffic()
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.entrance)
+
+    @property
+    def place(self) -> Place:
+        """Where visitors come to."""
+        return self.entrance.place
 
     @property
     def port(self) -> int:
         """The port that visitors come to; 0 for a socket path."""
-        return self.place if isinstance(self.place, int) else 0
+        return self.place.port if isinstance(self.place, TcpPlace) else 0
+
+
+class Entrance:
+    """The sockets of one place, and the clients that serve it: its members."""
+
+    def __init__(
+        self, place: Place, sockets: list[socket.socket], group: Group | None
+    ) -> None:
+        self.place = place
+        self.sockets = sockets
+        self.group = group
+        # Who has waited longest for a visitor comes first.
+        self.members: list[VisitorListener] = []
+        self._inode = binding.inode_of(place) if isinstance(place, str) else None
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    def next(self, visitor: Visitor) -> VisitorListener | None:
+        """Return who gets a visitor; None: nobody can.
+
+        A member that leaves a visitor without an answer is asked last: its network
+        may be gone, which shows only when its keepalives stay unanswered.
+        """
+        able = [
+            member
+            for member in self.members
+            if member not in visitor.tried and member.owner.has_room()
+        ]
+        prompt = [member for member in able if not member.traffic.is_slow()] or able
+        if not prompt:
+            return None
+        chosen = prompt[0]
+        if self.group is not None and self.group.balance is Balance.LEAST_CONNECTIONS:
+            chosen = min(prompt, key=lambda member: member.traffic.open_count)
+        self.members.remove(chosen)
+        self.members.append(chosen)
+        return chosen
 
     def close(self) -> None:
         """Close the sockets; the kernel resets the visitors that still wait."""
-        for sock in self.sockets:
-            sock.close()
-        # Not another's, that was put there since.
-        if isinstance(self.place, str) and _inode(self.place) == self._inode:
-            with contextlib.suppress(OSError):
-                os.unlink(self.place)
+        binding.unbind(self.place, self.sockets, self._inode)
 
 
 class Listeners:
     """All of them, by the place where they listen."""
 
-    def __init__(self, loop: Loop, ports: range | None, folder: Path | None) -> None:
-        """Allow these ports, and socket paths in this folder. Raises `ConfigError`."""
-        if ports is not None and not _are_ports(ports):
-            raise ConfigError(f"{ports} is no range of ports from 1 to {LAST_PORT}")
+    def __init__(
+        self,
+        loop: Loop,
+        groups: Iterable[Group] = (),
+        proxies: tuple[Network, ...] = (),
+    ) -> None:
+        """`proxies` are load balancers that put a PROXY header before visitors."""
         self._loop = loop
-        self._ports = ports
-        self._folder = None if folder is None else _checked_folder(folder)
-        self._by_place: dict[Place, VisitorListener] = {}
+        self._groups: dict[GroupPlace, Group] = {each.place: each for each in groups}
+        self._proxies = proxies
+        self._feeder = Feeder()
+        self._by_place: dict[Place, Entrance] = {}
+        self._readers: set[HeaderReader] = set()
 
     def open(self, owner: Owner, request: Request) -> VisitorListener:
         """Listen for a client. Raises `Refused`."""
-        place: Place
+        limit = owner.login.rights.listeners_max
+        if self._count(owner.login.user) >= limit:
+            raise Refused(f"more than {limit} listeners are disabled for this user")
         if isinstance(request, TcpRequest):
-            place, sockets = self._bind_tcp(owner, request)
+            entrance = self._open_tcp(owner, request)
         else:
-            place, sockets = self._bind_unix(owner, request)
-        listener = VisitorListener(owner, request, place, sockets)
-        self._by_place[place] = listener
-        for sock in sockets:
-            self._loop.serve(sock, partial(_welcome, listener))
+            entrance = self._open_unix(owner, request)
+        listener = VisitorListener(owner, request, entrance)
+        entrance.members.insert(0, listener)
+        if entrance.place not in self._by_place:
+            self._by_place[entrance.place] = entrance
+            for sock in entrance.sockets:
+                self._loop.serve(sock, partial(self._welcome, entrance))
         return listener
 
     def cancel(self, owner: Owner, request: Request) -> bool:
         """Close a client's listener; False if it has none there."""
-        place = (
-            request.port
-            if isinstance(request, TcpRequest)
-            else self._path(request) or request.path
-        )
-        listener = self._by_place.get(place)
-        if listener is None or listener.owner is not owner:
-            return False
-        self._close(listener)
-        return True
+        for listener in self.of(owner):
+            asked = listener.request
+            if isinstance(asked, TcpRequest) and isinstance(request, TcpRequest):
+                # The address is that of the request; some clients name another one,
+                # which does no harm while it is clear what is meant.
+                is_it = listener.port == request.port and (
+                    asked.address == request.address or not self._is_double(listener)
+                )
+            elif isinstance(request, UnixRequest):
+                is_it = listener.place == self._path(owner, request)
+            else:
+                is_it = False
+            if is_it:
+                self._close(listener)
+                return True
+        return False
+
+    def of(self, owner: Owner) -> list[VisitorListener]:
+        """Return the listeners of one client. Any thread."""
+        return [
+            listener
+            for entrance in list(self._by_place.values())
+            for listener in tuple(entrance.members)
+            if listener.owner is owner
+        ]
 
     def close_all(self, owner: Owner) -> None:
         """Close all listeners of a client: its connection is over."""
-        for listener in list(self._by_place.values()):
-            if listener.owner is owner:
-                self._close(listener)
+        for listener in self.of(owner):
+            self._close(listener)
+
+    def stop(self) -> None:
+        """Let go of visitors that are still at the door."""
+        for reader in list(self._readers):
+            reader.close()
+        self._readers.clear()
+
+    def close(self) -> None:
+        """Reset the visitors that are fed from here; any thread, after the loop's."""
+        self._feeder.close()
+
+    def _count(self, user: str) -> int:
+        return sum(
+            listener.owner.login.user == user
+            for entrance in self._by_place.values()
+            for listener in entrance.members
+        )
+
+    def _is_double(self, listener: VisitorListener) -> bool:
+        """Say whether its client has the same port at another address, too."""
+        return any(
+            other is not listener and other.port == listener.port
+            for other in self.of(listener.owner)
+        )
 
     def _close(self, listener: VisitorListener) -> None:
-        del self._by_place[listener.place]
-        for sock in listener.sockets:
+        entrance = listener.entrance
+        entrance.members.remove(listener)
+        if entrance.members:
+            log.info("member gone: place=%s conn=%s", entrance, listener.owner)
+            return
+        del self._by_place[entrance.place]
+        for sock in entrance.sockets:
             self._loop.leave(sock)
-        listener.close()
+        entrance.close()
+
+    def _join(self, owner: Owner, place: GroupPlace) -> Entrance | None:
+        """Return the entrance that a client becomes another member of, if any."""
+        group = self._groups[place]
+        if group.users and owner.login.user not in group.users:
+            raise Refused(f"{place} is disabled for users outside of its group")
+        for entrance in self._by_place.values():
+            if entrance.group is group:
+                if any(member.owner is owner for member in entrance.members):
+                    raise Refused(f"this connection already listens on {place}")
+                log.info("member joins: place=%s conn=%s", entrance, owner)
+                return entrance
+        return None
 
     def _free(self, owner: Owner, place: Place) -> None:
         """Take a place from a connection that is dead, or is of the same client."""
-        listener = self._by_place.get(place)
-        if listener is None:
-            return
+        for entrance in list(self._by_place.values()):
+            other = entrance.place
+            if isinstance(other, TcpPlace) and isinstance(place, TcpPlace):
+                if not other.overlaps(place):
+                    continue
+            elif other != place:
+                continue
+            for listener in list(entrance.members):
+                self._take_over(owner, listener)
+
+    def _take_over(self, owner: Owner, listener: VisitorListener) -> None:
         old = listener.owner
         if old is owner:
-            raise Refused(f"this connection already listens on {place}")
-        if old.is_alive() and old.key.blob != owner.key.blob:
-            raise Refused(f"{place} is in use by another client")
+            raise Refused(f"this connection already listens on {listener}")
+        if old.is_alive() and old.login.identity != owner.login.identity:
+            raise Refused(f"{listener} is in use by another client")
         log.warning(
             "listener taken over: place=%s from=%s by=%s key=%s",
-            place,
+            listener,
             old,
             owner,
-            owner.key.fingerprint,
+            owner.login.key.fingerprint,
         )
         self._close(listener)
 
     # Ports.
 
-    def _bind_tcp(
-        self, owner: Owner, request: TcpRequest
-    ) -> tuple[int, list[socket.socket]]:
+    def _open_tcp(self, owner: Owner, request: TcpRequest) -> Entrance:
         if len(request.address) > ADDRESS_CHARS_MAX:
             raise Refused("that is no address to listen on")
-        reason = owner.key.why_not_tcp(request.address, request.port)
+        login = owner.login
+        reason = login.key.why_not_tcp(request.address, request.port)
         if reason is not None:
             raise Refused(reason)
+        try:
+            addresses = binding.addresses_for(
+                login.rights.gateway_ports, request.address
+            )
+        except ValueError:
+            raise Refused(
+                f"cannot listen on {request.address!r}: name an IP address of the "
+                "gateway, localhost or *"
+            ) from None
         port = request.port
         if port == 0:
-            return self._bind_any_port()
-        if port not in (UNRESERVED_PORTS if self._ports is None else self._ports):
+            return self._open_any_port(login, addresses)
+        if not any(port in ports for ports in login.rights.ports):
             raise Refused(f"port {port} is disabled on this gateway")
-        self._free(owner, port)
+        group = self._groups.get(port)
+        if group is not None:
+            joined = self._join(owner, port)
+            if joined is not None:
+                return joined
+        self._free(owner, TcpPlace(addresses, port))
         try:
-            return _bind_loopback(port)
+            port, sockets = binding.bind_port(addresses, port)
         except OSError as error:
             raise Refused(f"cannot listen on port {port}: {error.strerror}") from error
+        return Entrance(TcpPlace(addresses, port), sockets, group)
 
-    def _bind_any_port(self) -> tuple[int, list[socket.socket]]:
-        if self._ports is None:
-            candidates = [0] * PORT_TRIES
-        else:
-            count = min(len(self._ports), PORT_TRIES)
-            candidates = random.sample(self._ports, count)
-        for port in candidates:
+    def _open_any_port(self, login: Login, addresses: tuple[str, ...]) -> Entrance:
+        ranges = [ports for ports in login.rights.ports if ports[-1] >= 1024]
+        for port in self._candidates(ranges):
+            if port in self._groups:
+                continue
             try:
-                return _bind_loopback(port)
+                port, sockets = binding.bind_port(addresses, port)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise Refused(f"cannot listen: {error.strerror}") from error
+                continue
+            if port in self._groups:
+                for sock in sockets:
+                    sock.close()
+                continue
+            return Entrance(TcpPlace(addresses, port), sockets, None)
         raise Refused("no port is free")
+
+    @staticmethod
+    def _candidates(ranges: list[range]) -> list[int]:
+        """Return ports to try; 0 lets the kernel choose, where any will do."""
+        if any(1024 in ports and 65535 in ports for ports in ranges):
+            return [0] * PORT_TRIES
+        ports = [port for ports in ranges for port in ports]
+        return random.sample(ports, min(len(ports), PORT_TRIES))
 
     # Socket paths.
 
-    def _path(self, request: UnixRequest) -> str | None:
-        """Return the real path, if it is right in the folder that is allowed."""
-        folder, name = os.path.split(request.path)
-        if self._folder is None or name in ("", ".", "..") or "\0" in request.path:
-            return None
-        if not folder.startswith("/") or os.path.realpath(folder) != self._folder:
-            return None
-        return os.path.join(self._folder, name)
+    @staticmethod
+    def _folder(owner: Owner) -> str | None:
+        folder = owner.login.rights.socket_folder
+        return None if folder is None else os.path.realpath(folder)
 
-    def _bind_unix(
-        self, owner: Owner, request: UnixRequest
-    ) -> tuple[str, list[socket.socket]]:
-        reason = owner.key.why_not_unix()
+    def _path(self, owner: Owner, request: UnixRequest) -> str | None:
+        """Return the real path, if it is right in the folder that is allowed."""
+        allowed = self._folder(owner)
+        folder, name = os.path.split(request.path)
+        if allowed is None or name in ("", ".", "..") or "\0" in request.path:
+            return None
+        if not folder.startswith("/") or os.path.realpath(folder) != allowed:
+            return None
+        return os.path.join(allowed, name)
+
+    def _open_unix(self, owner: Owner, request: UnixRequest) -> Entrance:
+        reason = owner.login.key.why_not_unix()
         if reason is not None:
             raise Refused(reason)
-        if self._folder is None:
+        folder = self._folder(owner)
+        if folder is None:
             raise Refused("socket paths are disabled on this gateway")
-        path = self._path(request)
+        path = self._path(owner, request)
         if path is None:
-            raise Refused(f"socket paths are disabled outside of {self._folder}")
+            raise Refused(f"socket paths are disabled outside of {folder}")
         if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
             raise Refused(f"a socket path has at most {SOCKET_PATH_BYTES} bytes")
+        group = self._groups.get(os.path.basename(path))
+        if group is not None:
+            joined = self._join(owner, os.path.basename(path))
+            if joined is not None:
+                return joined
         self._free(owner, path)
         try:
-            return path, [_bind_path(path)]
+            return Entrance(path, [binding.bind_path(path)], group)
         except OSError as error:
             raise Refused(f"cannot listen on {path}: {error.strerror}") from error
 
+    # Visitors.
 
-def _welcome(
-    listener: VisitorListener, visitor: socket.socket, address: object
-) -> None:
-    set_nodelay(visitor)
-    origin = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
-    listener.owner.visit(listener, visitor, origin)
+    def _welcome(
+        self, entrance: Entrance, sock: socket.socket, address: object
+    ) -> None:
+        set_nodelay(sock)
+        origin = address_of(address)
+        if not is_in(origin[0], self._proxies):
+            self._admit(entrance, sock, origin)
+            return
 
+        def read(header: ProxyHeader | None) -> None:
+            self._readers.discard(reader)
+            if header is not None:
+                self._admit(entrance, sock, header.source or origin)
 
-def _bind_loopback(port: int) -> tuple[int, list[socket.socket]]:
-    """Listen on a port of 127.0.0.1 and ::1, as far as they exist; 0: any port.
+        reader = HeaderReader(self._loop, sock, origin, read)
+        self._readers.add(reader)
 
-    Both or none: half of a port, the other half being somebody else's, would take
-    some visitors there and some here.
-    """
-    sockets: list[socket.socket] = []
-    try:
-        for family, address in (
-            (socket.AF_INET, "127.0.0.1"),
-            (socket.AF_INET6, "::1"),
-        ):
-            try:
-                sock = socket.socket(family, socket.SOCK_STREAM)
-            except OSError as error:
-                if error.errno in _NO_SUCH_FAMILY:
-                    continue
-                raise
-            sockets.append(sock)
-            sock.setblocking(False)
-            # Connections of an earlier listener may still be in TIME_WAIT.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                sock.bind((address, port))
-            except OSError as error:
-                if error.errno in _NO_SUCH_FAMILY:
-                    sockets.pop().close()
-                    continue
-                raise
-            sock.listen(BACKLOG)
-            port = sock.getsockname()[1]
-        if not sockets:
-            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-    except BaseException:
-        for sock in sockets:
+    def _admit(
+        self, entrance: Entrance, sock: socket.socket, origin: tuple[str, int]
+    ) -> None:
+        if not entrance.members:
+            # The listener ended while its header was read.
             sock.close()
-        raise
-    return port, sockets
+            return
+        rights = entrance.members[0].owner.login.rights
+        sock = self._feeder.wrap(
+            sock,
+            origin=origin,
+            proxy_version=rights.proxy_protocol,
+            rate_bytes_per_s=rights.rate_bytes_per_s,
+        )
+        visitor = Visitor(sock, origin, is_shared=entrance.group is not None)
+        self._offer(entrance, visitor)
 
+    def _offer(self, entrance: Entrance, visitor: Visitor) -> None:
+        """Give a visitor to a member that has not been asked yet."""
+        member = entrance.next(visitor)
+        if member is None:
+            reason = "too many visitors" if not visitor.tried else "nobody takes it"
+            for each in entrance.members[:1]:
+                each.traffic.refuse(reason)
+            log.warning("visitor turned away: place=%s: %s", entrance, reason)
+            visitor.turn_away()
+            return
+        visitor.tried.add(member)
+        member.owner.visit(member, visitor, partial(self._failed, entrance, visitor))
 
-def _bind_path(path: str) -> socket.socket:
-    """Listen on a Unix socket, in the place of one that nobody listens on any more."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        # Before bind: the file is made with this mode, and never had another.
-        os.fchmod(sock.fileno(), SOCKET_MODE)
-        try:
-            sock.bind(path)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(path):
-                raise
-            os.unlink(path)
-            sock.bind(path)
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    def _failed(self, entrance: Entrance, visitor: Visitor) -> None:
+        """A member could not take a visitor: its socket is closed. Any thread."""
+        if entrance.group is None or not self._loop.call(
+            partial(self._offer_again, entrance, visitor)
+        ):
+            visitor.settle()
 
-
-def _is_stale(path: str) -> bool:
-    """Return whether it is a socket that nobody listens on. Never blocks."""
-    if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(path) == errno.ECONNREFUSED
-
-
-def _inode(path: str) -> int | None:
-    try:
-        return os.lstat(path).st_ino
-    except OSError:
-        return None
-
-
-def _are_ports(ports: range) -> bool:
-    return ports.step == 1 and len(ports) > 0 and 0 < ports[0] <= ports[-1] <= LAST_PORT
-
-
-def _checked_folder(folder: Path) -> str:
-    if not folder.is_dir():
-        raise ConfigError(f"the folder for socket paths does not exist: {folder}")
-    return os.path.realpath(folder)
+    def _offer_again(self, entrance: Entrance, visitor: Visitor) -> None:
+        if visitor.again():
+            self._offer(entrance, visitor)

@@ -103,6 +103,10 @@ class Loop:
             server, selectors.EVENT_READ, partial(self._accept, server, on_connection)
         )
 
+    def watch(self, sock: socket.socket, on_readable: Function) -> None:
+        """Call a function whenever there is something to read, until `leave`."""
+        self._selector.register(sock, selectors.EVENT_READ, on_readable)
+
     def leave(self, server: socket.socket) -> None:
         """Stop that; before the socket is closed."""
         timer = self._resting.pop(server, None)

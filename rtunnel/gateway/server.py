@@ -6,42 +6,71 @@ and login run on the thread of its transport, so that a slow one holds up nobody
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
-from collections.abc import Sequence
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from rtunnel.errors import ConfigError
-from rtunnel.gateway.authorized_keys import AuthorizedKeys
+from rtunnel.gateway.binding import BACKLOG
+from rtunnel.gateway.header_reader import HeaderReader
 from rtunnel.gateway.host_key import load_or_make
-from rtunnel.gateway.listeners import BACKLOG, Listeners
+from rtunnel.gateway.listeners import Listeners
 from rtunnel.gateway.loop import Loop
-from rtunnel.gateway.session import Session
+from rtunnel.gateway.penalties import PenaltyBox
+from rtunnel.gateway.session import House, Session
+from rtunnel.gateway.settings import (
+    Group,
+    Limits,
+    Network,
+    Penalties,
+    Rights,
+    User,
+    is_in,
+)
+from rtunnel.gateway.status import connection_info
 from rtunnel.gateway.transport import ServerTransport
-from rtunnel.ssh.known_hosts import known_name
+from rtunnel.gateway.users import Users
+from rtunnel.gateway.visitors import address_of
+from rtunnel.proxy_protocol import ProxyHeader
+from rtunnel.ssh.known_hosts import fingerprint, known_name
+from rtunnel.status import model
 
 log = logging.getLogger("rtunnel.gateway.server")
 
-# As sshd: the last number of MaxStartups (10:30:100), from which on all are refused.
-UNAUTHENTICATED_MAX: Final = 100
 # How long the threads of a connection may take to end when the gateway closes, and
 # how many connections end at the same time.
 JOIN_S: Final = 5.0
 CLOSING_THREADS: Final = 16
+
+# What a client is told before it is cut off; ssh -v shows it (RFC 4253, section 4.2).
+_PENALISED: Final = b"Not allowed at this time\r\n"
+_FULL: Final = b"Too many connections\r\n"
 
 
 class Gateway:
     """An SSH server for reverse tunnels; see `rtunnel.gateway`.
 
     `listen` is where it listens for clients; port 0 takes any. `authorized_keys` has
-    lines of that format (str) and files of them (Path), which are read again when
-    they change. `host_key` is a file, made if it does not exist; None makes a key for
-    this time only. Clients may have the ports of `allow_ports` (None: from 1024 on)
-    and, if `allow_socket_dir` is given, socket paths right in that folder.
+    lines of that format (str) and files of them (Path; `%u` stands for the user's
+    name), which are read again when they change. They are good for every user name;
+    `users` have keys and rights of their own. `host_key` is a file, made if it does
+    not exist; None makes a key for this time only.
+
+    `rights` is what a user may have who is not in `users`. `allow_ports` and
+    `allow_socket_dir` are short for the two most wanted of them. `groups` are places
+    that several clients serve together.
+
+    Connections from `proxies` begin with a PROXY header, as do those of visitors from
+    `visitor_proxies`: from there the header says who it is, and nobody else may.
 
     Raises `ConfigError` for what of this cannot be used.
     """
@@ -50,22 +79,49 @@ class Gateway:
         self,
         listen: tuple[str, int] = ("127.0.0.1", 0),
         *,
-        authorized_keys: Sequence[str | Path],
+        authorized_keys: Sequence[str | Path] = (),
         host_key: Path | None = None,
         allow_ports: range | None = None,
         allow_socket_dir: Path | None = None,
+        rights: Rights | None = None,
+        users: Sequence[User] = (),
+        groups: Iterable[Group] = (),
+        limits: Limits | None = None,
+        penalties: Penalties | None = None,
+        proxies: tuple[Network, ...] = (),
+        visitor_proxies: tuple[Network, ...] = (),
     ) -> None:
+        rights = rights or Rights()
+        if allow_ports is not None:
+            rights = replace(rights, ports=(allow_ports,))
+        if allow_socket_dir is not None:
+            rights = replace(rights, socket_folder=allow_socket_dir)
         self._listen = listen
-        self._keys = AuthorizedKeys(authorized_keys)
+        self._proxies = proxies
+        self._limits = limits or Limits()
         self._host_key = load_or_make(host_key)
         self._loop = Loop("rtunnel-gateway")
-        self._listeners = Listeners(self._loop, allow_ports, allow_socket_dir)
+        self._listeners = Listeners(self._loop, groups, visitor_proxies)
+        self._house = House(
+            loop=self._loop,
+            listeners=self._listeners,
+            users=Users(authorized_keys, rights, users),
+            limits=self._limits,
+            on_login=self._count_in,
+            on_end=self._forget,
+        )
+        self._started = model.now()
         self._port: int | None = None
         self._closed = False
         # Only on the loop's thread, until that has ended.
+        self._penalties = PenaltyBox(penalties or Penalties())
         self._sessions: set[Session] = set()
         self._ending: set[Session] = set()
+        self._readers: set[HeaderReader] = set()
         self._full = False
+        # Protected by _lock.
+        self._lock = threading.Lock()
+        self._logged_in: Counter[str] = Counter()
 
     def start(self) -> Self:
         """Listen for clients. Raises `ConfigError` if that is not possible."""
@@ -95,6 +151,11 @@ class Gateway:
             raise RuntimeError("the gateway has no port: start it first")
         return self._port
 
+    @property
+    def fingerprint(self) -> str:
+        """The host key, as ssh shows it to who connects for the first time."""
+        return fingerprint(self._host_key.asbytes())
+
     def known_hosts_line(self, host: str | None = None) -> str:
         """Return the line with which a client's known_hosts vouches for this gateway.
 
@@ -103,6 +164,23 @@ class Gateway:
         name = known_name(host or self._listen[0], self.port)
         key = self._host_key
         return f"{name} {key.get_name()} {key.get_base64()}\n"
+
+    def status(self) -> model.ProcessStatus:
+        """Return what there is now: clients and their listeners.
+
+        Never blocks. Any thread.
+        """
+        return model.of_process(
+            "gateway",
+            self._started,
+            tuple(
+                connection_info(session, self._listeners.of(session))
+                for session in tuple(self._sessions)
+                if session.is_authenticated
+            ),
+            # No client at all is fine: what counts is that one may come.
+            ready=self._port is not None and not self._closed,
+        )
 
     def close(self) -> None:
         """End all connections and listeners; wait for the threads. Any thread.
@@ -119,6 +197,7 @@ class Gateway:
         if sessions:
             with ThreadPoolExecutor(CLOSING_THREADS, "rtunnel-closing") as pool:
                 list(pool.map(lambda session: session.close(JOIN_S), sessions))
+        self._listeners.close()
         self._sessions.clear()
         self._ending.clear()
         log.info("gateway closed")
@@ -128,27 +207,60 @@ class Gateway:
     def _stop(self) -> None:
         self._loop.leave(self._server)
         self._server.close()
+        for reader in self._readers:
+            reader.close()
+        self._listeners.stop()
         for session in self._sessions:
             self._listeners.close_all(session)
 
-    def _welcome(self, sock: socket.socket, address: tuple[str, int]) -> None:
-        """Take a client in, unless too many are at the door already."""
-        strangers = sum(not session.is_authenticated for session in self._sessions)
-        if strangers >= UNAUTHENTICATED_MAX:
-            sock.close()
-            if not self._full:
-                log.warning("too many connections without a login: refusing new ones")
-            self._full = True
+    def _welcome(self, sock: socket.socket, address: object) -> None:
+        """Take a connection; find out where it comes from."""
+        origin = address_of(address)
+        if not is_in(origin[0], self._proxies):
+            self._admit(sock, origin)
             return
-        self._full = False
+        if self._refuse_if_full(sock):
+            return
+
+        def read(header: ProxyHeader | None) -> None:
+            self._readers.discard(reader)
+            if header is not None:
+                self._admit(sock, header.source or origin)
+
+        reader = HeaderReader(self._loop, sock, origin, read)
+        self._readers.add(reader)
+
+    def _refuse_if_full(self, sock: socket.socket) -> bool:
+        """Refuse a connection if there are too many, or too many at the door."""
+        strangers = sum(not session.is_authenticated for session in self._sessions)
+        strangers += len(self._readers)
+        if (
+            strangers < self._limits.unauthenticated_max
+            and len(self._sessions) < self._limits.connections_max
+        ):
+            self._full = False
+            return False
+        _send_away(sock, _FULL)
+        if not self._full:
+            log.warning(
+                "too many connections: all=%d without_login=%d; refusing new ones",
+                len(self._sessions),
+                strangers,
+            )
+        self._full = True
+        return True
+
+    def _admit(self, sock: socket.socket, origin: tuple[str, int]) -> None:
+        """Take a client in, unless it is penalised or too many are there already."""
+        if self._penalties.refuses(origin[0]):
+            log.info("refused a penalised address: address=%s", origin[0])
+            _send_away(sock, _PENALISED)
+            return
+        if self._refuse_if_full(sock):
+            return
         try:
             session = Session(
-                ServerTransport(sock, self._host_key),
-                f"{address[0]}:{address[1]}",
-                self._keys,
-                self._loop,
-                self._listeners,
-                self._forget,
+                ServerTransport(sock, self._host_key), origin, self._house
             )
             session.start()
         except BaseException:
@@ -160,9 +272,26 @@ class Gateway:
 
     def _forget(self, session: Session) -> None:
         self._sessions.discard(session)
+        if session.failure is not None:
+            if not is_in(session.origin[0], self._proxies):
+                self._penalties.penalise(session.origin[0], session.failure)
+        else:
+            with self._lock:
+                self._logged_in[session.login.user] -= 1
         # Its threads may be at their last words.
         self._ending = {other for other in self._ending if other.is_ending()}
         self._ending.add(session)
+
+    # On the transport's thread of a client.
+
+    def _count_in(self, session: Session) -> str | None:
+        login = session.login
+        with self._lock:
+            self._logged_in[login.user] += 1
+            count = self._logged_in[login.user]
+        if count > login.rights.connections_max:
+            return f"more than {login.rights.connections_max} connections of this user"
+        return None
 
     def __enter__(self) -> Self:
         return self if self._port is not None else self.start()
@@ -174,3 +303,10 @@ class Gateway:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _send_away(sock: socket.socket, text: bytes) -> None:
+    """Say why, and close."""
+    with contextlib.suppress(OSError):
+        sock.send(text, socket.MSG_DONTWAIT)
+    sock.close()

@@ -18,6 +18,7 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Final, NoReturn
 
@@ -25,9 +26,14 @@ import paramiko
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL
 from paramiko.message import Message
 
-from rtunnel.errors import OpenFailureCode, ProtocolError, RTunnelError
+from rtunnel.errors import (
+    DisconnectCode,
+    OpenFailureCode,
+    ProtocolError,
+    RTunnelError,
+)
 from rtunnel.forwards import FORWARDED_STREAMLOCAL, FORWARDED_TCPIP
-from rtunnel.gateway.authorized_keys import AuthorizedKey, AuthorizedKeys
+from rtunnel.gateway.certificates import CERTIFICATE_SUFFIX
 from rtunnel.gateway.listeners import (
     Listeners,
     Refused,
@@ -37,7 +43,11 @@ from rtunnel.gateway.listeners import (
     VisitorListener,
 )
 from rtunnel.gateway.loop import Loop, Timer
+from rtunnel.gateway.penalties import Failure
+from rtunnel.gateway.settings import Limits
 from rtunnel.gateway.transport import MSG_USERAUTH_REQUEST, ServerTransport
+from rtunnel.gateway.users import Login, Users
+from rtunnel.gateway.visitors import Visitor
 from rtunnel.ssh import seams
 from rtunnel.ssh.connection import Connection
 from rtunnel.ssh.openings import Opened, read_peer_side
@@ -50,22 +60,16 @@ log = logging.getLogger("rtunnel.gateway.session")
 MSG_DEBUG: Final = 4
 MSG_USERAUTH_FAILURE: Final = 51
 
-# As sshd: LoginGraceTime.
-LOGIN_GRACE_S: Final = 120.0
 AUTH_METHODS: Final = "publickey"
-# How a client may sign: no SHA-1, and no certificates, which are not checked here.
-SIGNATURE_ALGORITHMS: Final = frozenset(
-    {
-        "ssh-ed25519",
-        "ecdsa-sha2-nistp256",
-        "ecdsa-sha2-nistp384",
-        "ecdsa-sha2-nistp521",
-        "rsa-sha2-256",
-        "rsa-sha2-512",
-    }
-)
-# Keys of other kinds that one client may offer: as many failures as paramiko allows.
-FOREIGN_KEYS_MAX: Final = 10
+# How a client may sign, with which type of key: no SHA-1.
+SIGNATURE_ALGORITHMS: Final = {
+    "ssh-ed25519": "ssh-ed25519",
+    "ecdsa-sha2-nistp256": "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384": "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521": "ecdsa-sha2-nistp521",
+    "rsa-sha2-256": "ssh-rsa",
+    "rsa-sha2-512": "ssh-rsa",
+}
 # Requests of one client that wait for the loop, which needs well under a millisecond
 # for each. A client with more of them is not asking, but flooding.
 WAITING_REQUESTS_MAX: Final = 4096
@@ -104,68 +108,104 @@ class _Door(paramiko.ServerInterface):
         return AUTH_METHODS
 
     def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        return self._session.admit(username, key.asbytes())
+        return self._session.admit(username)
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What all clients of a gateway share."""
+
+    loop: Loop
+    listeners: Listeners
+    users: Users
+    limits: Limits
+    # Who has logged in: a reason not to serve them, or None. The transport's thread.
+    on_login: Callable[[Session], str | None]
+    # Who is gone. The loop's thread.
+    on_end: Callable[[Session], None]
 
 
 class Session:
     """One client, from the first packet to the last.
 
-    `on_end` is called on the loop's thread, once. Methods without a remark are for
-    the loop's thread.
+    Methods without a remark are for the loop's thread.
     """
 
     def __init__(
-        self,
-        transport: ServerTransport,
-        address: str,
-        keys: AuthorizedKeys,
-        loop: Loop,
-        listeners: Listeners,
-        on_end: Callable[[Session], None],
+        self, transport: ServerTransport, origin: tuple[str, int], house: House
     ) -> None:
         self.transport = transport
-        self.address = address
-        self._keys = keys
-        self._loop = loop
-        self._listeners = listeners
-        self._on_end = on_end
+        self.origin = origin
+        self.since = datetime.now(UTC)
+        self._house = house
+        self._loop = house.loop
+        self._listeners = house.listeners
         self._ended = False
         self._grace: Timer | None = None
+        self._grace_exceeded = False
         self._waiting = threading.BoundedSemaphore(WAITING_REQUESTS_MAX)
         # Written by the transport's thread, before anything of the client reaches the
         # loop.
-        self._user = ""
-        self._key: AuthorizedKey | None = None
+        self._login: Login | None = None
         self._connection: Connection | None = None
-        self._foreign_keys = 0
+        self._tries = 0
+        self._offered = b""
+        self._admitted = False
 
     def __str__(self) -> str:
         return f"{id(self.transport):x}"
 
     def start(self) -> None:
-        """Begin with the key exchange, on the transport's thread."""
+        """Start the transport's thread."""
         handlers = seams.handler_table(self.transport)
         handlers[MSG_USERAUTH_REQUEST] = self._on_auth_request
         handlers[seams.MSG_GLOBAL_REQUEST] = self._on_global_request
         handlers[seams.MSG_CHANNEL_OPEN] = self._on_channel_open
         self._watch = seams.watch_end(self.transport, self._on_stranger_end)
-        self._grace = self._loop.call_later(LOGIN_GRACE_S, self._see_login)
+        limits = self._house.limits
+        self._grace = self._loop.call_later(limits.login_grace_s, self._see_login)
         self.transport.begin(_Door(self))
 
     @property
-    def key(self) -> AuthorizedKey:
-        """The key that the client has logged in with."""
-        assert self._key is not None
-        return self._key
+    def address(self) -> str:
+        """Where the client comes from. Any thread."""
+        host, port = self.origin
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def login(self) -> Login:
+        """Who the client has logged in as. Any thread, after that."""
+        assert self._login is not None
+        return self._login
+
+    @property
+    def backend(self) -> str | None:
+        """What moves its bytes, once it has logged in. Any thread."""
+        return None if self._connection is None else self._connection.backend.name
 
     @property
     def is_authenticated(self) -> bool:
         """Whether the client has logged in. Any thread."""
         return self._connection is not None
 
+    @property
+    def failure(self) -> Failure | None:
+        """What the client is to be penalised for, at its end."""
+        if self.is_authenticated:
+            return None
+        if self._grace_exceeded:
+            return Failure.GRACE_EXCEEDED
+        return Failure.AUTH if self._tries else Failure.NO_AUTH
+
     def is_alive(self) -> bool:
         """Whether the connection stands, as far as is known. Any thread."""
         return not self._ended and bool(self.transport.is_active())
+
+    def has_room(self) -> bool:
+        """Whether the client may have one more channel."""
+        listeners = self._listeners.of(self)
+        open_count = sum(listener.traffic.open_count for listener in listeners)
+        return open_count < self.login.rights.channels_max
 
     def is_ending(self) -> bool:
         """Whether the thread of the transport still runs. Any thread."""
@@ -189,6 +229,7 @@ class Session:
     def _see_login(self) -> None:
         if not self.is_authenticated:
             log.warning("login took too long: conn=%s address=%s", self, self.address)
+            self._grace_exceeded = True
             self.abort()
 
     def _on_stranger_end(self) -> None:
@@ -207,24 +248,25 @@ class Session:
             self._grace.cancel()
         self._listeners.close_all(self)
         log.info("client gone: conn=%s reason=%s", self, reason)
-        self._on_end(self)
+        self._house.on_end(self)
 
     # Logging in: on the transport's thread.
 
-    def admit(self, user: str, blob: bytes) -> int:
+    def admit(self, user: str) -> int:
         """Say whether a key may log in; its owner has still to prove that it is."""
-        key = self._keys.find(blob)
-        if key is None:
+        login = self._house.users.login(user, self._offered, self.origin[0])
+        if login is None:
             return AUTH_FAILED
-        self._user, self._key = user, key
+        self._admitted = True
+        self._login = login
         return AUTH_SUCCESSFUL
 
     def _on_auth_request(self, message: Message) -> None:
         """Let paramiko check a login, except for keys that would make it hang up.
 
         A client offers its keys one by one, and paramiko ends the connection at the
-        first whose kind it does not know: one security key or certificate in an agent
-        would keep the right key from being tried.
+        first whose kind it does not know: one security key in an agent would keep the
+        right key from being tried.
 
         Payload::
             string  user name, service, method
@@ -235,22 +277,34 @@ class Session:
         if self.is_authenticated:
             return
         fields = Reader(seams.payload(message))
+        is_signed, algorithm, blob = False, "", b""
         try:
             _, _, method = fields.text(), fields.text(), fields.text()
-            algorithm = ""
             if method == "publickey":
-                _, algorithm = fields.boolean(), fields.text()
+                is_signed, algorithm = fields.boolean(), fields.text()
+                blob = fields.string()
         except ProtocolError as error:
             self._fail(error)
-        if method == "publickey" and algorithm not in SIGNATURE_ALGORITHMS:
+        self._offered, self._admitted = blob, False
+        if method == "publickey" and not _is_usable(algorithm, blob):
             self._refuse_foreign_key()
         elif self.transport.check_login(seams.rewind(message)):
             self._let_in()
+            return
+        # As in sshd: asking what would do costs nothing, and neither does asking
+        # whether a key would do that does.
+        if method != "none" and (is_signed or not self._admitted):
+            self._tries += 1
+        if self._tries >= self._house.limits.auth_tries_max:
+            log.warning("too many failed logins: conn=%s from=%s", self, self.address)
+            self._fail(
+                ProtocolError(
+                    "too many authentication failures",
+                    DisconnectCode.NO_MORE_AUTH_METHODS_AVAILABLE,
+                )
+            )
 
     def _refuse_foreign_key(self) -> None:
-        self._foreign_keys += 1
-        if self._foreign_keys > FOREIGN_KEYS_MAX:
-            self._fail(ProtocolError("too many keys of a kind that is not used here"))
         packet = bytes([MSG_USERAUTH_FAILURE]) + string(AUTH_METHODS) + boolean(False)
         seams.send_now(self.transport, packet)
 
@@ -261,14 +315,24 @@ class Session:
             log.error("cannot serve a client: conn=%s reason=%s", self, error)
             raise EOFError(str(error)) from error
         self._connection = connection
+        key = self.login.key
         log.info(
             "client in: conn=%s user=%r address=%s key=%s place=%r",
             self,
-            self._user,
+            self.login.user,
             self.address,
-            self.key.fingerprint,
-            self.key.place,
+            key.fingerprint,
+            key.place,
         )
+        reason = self._house.on_login(self)
+        if reason is not None:
+            log.warning("refused a client: conn=%s reason=%s", self, reason)
+            self._fail(ProtocolError(reason, DisconnectCode.TOO_MANY_CONNECTIONS))
+        limits = self._house.limits
+        if limits.client_alive_interval_s:
+            self.transport.set_keepalive(
+                limits.client_alive_interval_s, limits.client_alive_count_max
+            )
         connection.add_end_callback(self._on_transport_end)
 
     # Global requests: taken on the transport's thread, served on the loop's.
@@ -342,7 +406,10 @@ class Session:
     # Visitors.
 
     def visit(
-        self, listener: VisitorListener, visitor: socket.socket, origin: tuple[str, int]
+        self,
+        listener: VisitorListener,
+        visitor: Visitor,
+        on_failed: Callable[[], object],
     ) -> None:
         """Open a channel for a visitor of ours, and pump when the client confirms.
 
@@ -355,11 +422,11 @@ class Session:
                 string  reserved
         """
         assert self._connection is not None
-        request = listener.request
+        request, traffic = listener.request, listener.traffic
         if isinstance(request, TcpRequest):
             kind = FORWARDED_TCPIP
             payload = string(request.address) + u32(listener.port)
-            payload += string(origin[0]) + u32(origin[1])
+            payload += string(visitor.origin[0]) + u32(visitor.origin[1])
         else:
             kind = FORWARDED_STREAMLOCAL
             payload = string(request.path) + string("")
@@ -369,8 +436,14 @@ class Session:
                 log.info(
                     "visitor turned away: conn=%s place=%s: %s", self, listener, result
                 )
+                traffic.failed(visitor, result)
+                on_failed()
+            else:
+                traffic.opened(visitor, result)
+                visitor.settle()
 
         def ended(end: RelayEnd) -> None:
+            traffic.ended(visitor, end)
             log.debug(
                 "visitor gone: conn=%s place=%s reason=%s bytes_in=%d bytes_out=%d",
                 self,
@@ -380,7 +453,8 @@ class Session:
                 end.bytes_out,
             )
 
-        self._connection.open_later(kind, payload, visitor, opened, ended)
+        traffic.ask(visitor)
+        self._connection.open_later(kind, payload, visitor.sock, opened, ended)
 
     # Channels of the client: on the transport's thread.
 
@@ -423,3 +497,17 @@ class Session:
     def _fail(self, error: ProtocolError) -> NoReturn:
         """End the connection for what the client did. On the transport's thread."""
         Outbox.of(self.transport).fail(error)
+
+
+def _is_usable(algorithm: str, blob: bytes) -> bool:
+    """Say whether a key is of a kind that is used here, and is what it claims to be."""
+    plain = algorithm.removesuffix(CERTIFICATE_SUFFIX)
+    key_type = SIGNATURE_ALGORITHMS.get(plain)
+    if key_type is None:
+        return False
+    if plain != algorithm:
+        key_type += CERTIFICATE_SUFFIX
+    try:
+        return Reader(blob).text() == key_type
+    except ProtocolError:
+        return False
