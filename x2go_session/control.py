@@ -85,10 +85,14 @@ class Control:
     """
 
     def __init__(
-        self, tunnel: rtunnel.Tunnel, timeout_s: float = COMMAND_TIMEOUT_S
+        self,
+        tunnel: rtunnel.Tunnel,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        server_path: str = SERVER_PATH,
     ) -> None:
         self.tunnel = tunnel
         self.timeout_s = timeout_s
+        self._server_path = server_path
         self._slots = threading.BoundedSemaphore(MOST_AT_ONCE)
         # What is asked once. Protected by _asked.
         self._asked = threading.Lock()
@@ -111,8 +115,8 @@ class Control:
         # The subshell: `exit` in a command ends that, and the status is still told.
         script = f"({command} ); echo {end}:$?:"
         wrapped = (
-            f"echo {begin}; env PATH={SERVER_PATH} sh -c {shlex.quote(script)}; "
-            f"echo {end}"
+            f"echo {begin}; env PATH={shlex.quote(self._server_path)} "
+            f"sh -c {shlex.quote(script)}; echo {end}"
         )
         log.debug("running: command=%s", command.partition(" ")[0])
         with self._slots:

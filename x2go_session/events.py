@@ -62,6 +62,11 @@ class SessionSuspended(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SessionTakenOver(Event):
+    """Another client resumed the session: its windows are there now."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SessionTerminated(Event):
     """The session is over; `by_us` tells whether we asked for it.
 

@@ -138,6 +138,7 @@ class NxProxy:
             [
                 "nx/nx",
                 "retry=5",
+                f"id={session.name}",
                 "composite=1",
                 f"connect={LOOPBACK}",
                 "clipboard=1",

@@ -148,6 +148,7 @@ def started_agent(lines: list[str]) -> StartedAgent:
             _COOKIE.fullmatch(cookie)
             and SESSION_NAME.fullmatch(name)
             and all(text.isdecimal() for text in (display, pid, *ports))
+            and all(int(text) <= HIGHEST_PORT for text in ports)
         ):
             return StartedAgent(
                 int(display), cookie, int(pid), name, Ports(*map(_port, ports))

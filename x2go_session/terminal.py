@@ -49,8 +49,9 @@ SESSIONS_ROOT: Final = "~/.x2go"
 RUNNING_TIMEOUT_S: Final = 75.0
 # Suspending takes the agent 5 to 7 s on an idle server.
 SETTLE_TIMEOUT_S: Final = 75.0
-# From the end of nxproxy until the server lists what became of the session.
-FATE_TIMEOUT_S: Final = 45.0
+# From the end of nxproxy until the server lists what became of the session: the agent
+# needs 4 s to notice, and as long again to suspend.
+FATE_TIMEOUT_S: Final = 20.0
 PROXY_TIMEOUT_S: Final = 10.0
 PAUSE_S: Final = 0.3
 # The agent's own words for its states.
@@ -387,18 +388,21 @@ class Terminal:
     def _find_fate(self) -> None:
         name = self._name
         deadline = time.monotonic() + FATE_TIMEOUT_S
+        # The agent notices by itself that its nxproxy is gone, and suspends.
         while True:
             info = self._control.find_session(name)
-            gone = info is None or self._control.state(name) == "TERMINATED"
-            if gone:
+            if info is None or self._control.state(name) == "TERMINATED":
                 self._ended(by_us=False)
                 return
-            if info is not None and info.is_suspended:
+            if info.is_suspended:
                 self._life.enter(State.SUSPENDED)
                 self.events.emit(events.SessionSuspended(session=name, by_us=False))
                 return
             if time.monotonic() > deadline:
-                raise ControlError(f"{name} has no windows any more, and runs still")
+                # It runs, and not for us.
+                self._life.enter(State.SUSPENDED)
+                self.events.emit(events.SessionTakenOver(session=name))
+                return
             time.sleep(PAUSE_S)
 
     def _lose(self, error: Exception) -> None:
