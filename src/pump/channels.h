@@ -22,6 +22,12 @@
 
 /* 10 % over the window is forgiven, as OpenSSH does (channels.c, channel_input_data). */
 #define RT_WINDOW_GRACE_DIVISOR 10
+/* Credit goes in portions: each is a packet that the peer has to wake up for. OpenSSH
+ * gives it for every three packets, or below half of the window; a quarter of a large
+ * window keeps the peer sending just as well. */
+#define RT_CREDIT_PACKETS 3
+#define RT_CREDIT_DIVISOR 4
+#define RT_CREDIT_MAX_BYTES (512 * 1024)
 
 /* Where a channel stands as a whole. */
 typedef enum {
@@ -66,6 +72,7 @@ typedef struct rt_channel {
     uint8_t close_sent;
     uint8_t close_seen;
     uint8_t eof_seen;
+    uint8_t owner_answers; /* requests of the peer go to the owner */
     uint8_t ended;    /* the local side is over, its socket closed */
     uint8_t listed;   /* for the owner to take */
     uint8_t reported; /* the owner has taken it */

@@ -121,7 +121,12 @@ void rt_flush(rt_engine *e)
 {
     if (e->closing) /* the caller may have closed the socket: its number is not ours */
         return;
-    rt_packets_flush(&e->packets);
+    if (rt_packets_unsent(&e->packets) >= RT_TURN_BYTES) {
+        rt_packets_flush(&e->packets);
+        rt_turn_sent(e);
+    } else {
+        rt_packets_flush(&e->packets);
+    }
     if (e->packets.send_error)
         signal_wake_fd(e); /* the socket may have no event for it */
     if (rt_send_queue_has_room(e))
@@ -153,6 +158,7 @@ rt_engine *rt_engine_new(int fd)
     e->held_back.next = e->held_back.prev = &e->held_back;
     e->now_us = rt_now_us();
     e->bulk_limit = RT_SHARED_START_BYTES;
+    e->turn_alone = RT_TURN_BYTES;
     rt_channels_init(&e->channels);
     e->rekey_bytes = e->rekey_packets = UINT64_MAX;
     int failed = rt_packets_init(&e->packets, fd);

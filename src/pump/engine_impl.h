@@ -15,7 +15,16 @@
 /* Packets of one channel that go to its socket in one call; Linux takes 1024. */
 #define RT_GATHER_PACKETS 64
 /* One turn of one channel: more would keep the others waiting. */
-#define RT_TURN_BYTES (128u * 1024)
+#define RT_TURN_BYTES (64u * 1024)
+/* Of one that is alone, if the path takes it at once: system calls and wake-ups cost
+ * less a byte, and more than this falls out of the caches. */
+#define RT_TURN_ALONE_BYTES (512u * 1024)
+/* From so many bytes without a pause on, what the peer sends is a stream: */
+#define RT_STREAM_BYTES (16u * 1024 * 1024)
+/* the loop wakes up for portions of this size, */
+#define RT_STREAM_WAKE_BYTES (512 * 1024)
+/* or after this time, which is a pause. */
+#define RT_STREAM_WAIT_MS 1
 /* Largest data of one packet that we send: what every peer must take (RFC 4254,
  * section 5.2), whatever more it offers. */
 #define RT_SEND_DATA_BYTES 32768u
@@ -73,6 +82,10 @@ struct rt_engine {
         int count;
         size_t bytes;
     } gathered;
+
+    uint32_t turn_alone; /* RT_TURN_BYTES to RT_TURN_ALONE_BYTES */
+    uint64_t streamed;   /* bytes received without a pause */
+    uint64_t streamed_at_us;
 
     uint64_t now_us; /* read once a turn */
     rt_path path;

@@ -17,6 +17,11 @@
  * - Work that is left because the send queue is full brings no edge. Such channels
  *   stay on the run queue, and the loop comes back once the queue has room.
  *
+ * A stream from the peer wakes the loop for every packet, which costs the peer as much
+ * as us. So once RT_STREAM_BYTES came without a pause, and nobody interactive is
+ * there, the SSH socket is told to become readable for large portions only
+ * (SO_RCVLOWAT); a wait that brings none ends the stream, and takes what there is.
+ *
  * One turn of the loop: open what was received; write it to the local sockets; run the
  * channels on the run queue; send; receive once; poll. The poll waits only if nothing
  * is left to do.
@@ -138,6 +143,8 @@ static void on_ssh_socket(rt_engine *e, uint32_t events)
 static int poll_events(rt_engine *e, int timeout_ms)
 {
     struct epoll_event events[EVENTS_PER_POLL];
+    if (timeout_ms != 0)
+        rt_packets_acknowledge(&e->packets);
     int step_back = timeout_ms != 0 || atomic_load(&e->contenders) > 0;
     if (step_back)
         pthread_mutex_unlock(&e->lock);
@@ -179,8 +186,36 @@ static int receive(rt_engine *e, rt_event *event)
     }
 }
 
+static int is_streaming(const rt_engine *e)
+{
+    return e->packets.wake_at > 1;
+}
+
+static void end_stream(rt_engine *e)
+{
+    e->streamed = 0;
+    if (!is_streaming(e))
+        return;
+    rt_packets_wake_at(&e->packets, 1);
+    e->packets.readable = 1; /* less than a portion brought no edge */
+}
+
+static void note_stream(rt_engine *e, uint64_t bytes)
+{
+    if (e->now_us - e->streamed_at_us > RT_STREAM_WAIT_MS * 1000u)
+        e->streamed = 0;
+    e->streamed_at_us = e->now_us;
+    e->streamed += bytes;
+    if (rt_is_shared(e))
+        end_stream(e);
+    else if (e->streamed >= RT_STREAM_BYTES)
+        rt_packets_wake_at(&e->packets, RT_STREAM_WAKE_BYTES);
+}
+
 static int wait_ms(const rt_engine *e, uint64_t deadline_us)
 {
+    if (is_streaming(e))
+        return RT_STREAM_WAIT_MS;
     if (e->held_back.next != &e->held_back)
         return RT_HELD_BACK_POLL_MS;
     if (deadline_us == UINT64_MAX)
@@ -233,9 +268,12 @@ void rt_engine_next(rt_engine *e, int timeout_ms, rt_event *event)
         }
         int received = 0;
         if (e->packets.readable) {
+            uint64_t before = e->packets.bytes_in;
             received = receive(e, event);
             if (received < 0)
                 break;
+            if (received)
+                note_stream(e, e->packets.bytes_in - before);
         }
         if (e->packets.send_error && !e->packets.readable) {
             event->kind = RT_EV_ERROR;
@@ -251,7 +289,9 @@ void rt_engine_next(rt_engine *e, int timeout_ms, rt_event *event)
             continue;
         unpolled = 0;
         int busy = received || e->packets.readable || can_run(e);
-        poll_events(e, busy ? 0 : wait_ms(e, deadline_us));
+        int timeout = busy ? 0 : wait_ms(e, deadline_us);
+        if (poll_events(e, timeout) == 0 && !busy)
+            end_stream(e);
         polled = 1;
     }
     pthread_mutex_unlock(&e->lock);

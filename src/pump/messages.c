@@ -269,6 +269,8 @@ int rt_on_message(rt_engine *e, const uint8_t *payload, size_t len)
         on_close(e, c);
         return 0;
     case MSG_CHANNEL_REQUEST:
+        if (c->owner_answers && c->state == RT_OPEN)
+            return 1;
         rt_read_string(&r, &n);
         if (rt_read8(&r)) {
             if (c->failures_due >= RT_MAX_FAILURES_DUE) {
@@ -367,8 +369,9 @@ static rt_ran send_data(rt_engine *e, rt_channel *c)
     rt_packets *p = &e->packets;
     if (c->send_window == 0)
         return RT_RAN;
-    if (c->turn_left == 0)
-        c->turn_left = RT_TURN_BYTES;
+    uint32_t turn = rt_turn_bytes(e);
+    if (c->turn_left == 0 || c->turn_left > turn) /* it is not alone any more */
+        c->turn_left = turn;
     size_t budget = rt_turn_budget(e, c);
     if (budget == 0)
         return RT_RAN_LATER;

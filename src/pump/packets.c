@@ -18,6 +18,7 @@ int rt_packets_init(rt_packets *p, int fd)
     memset(p, 0, sizeof *p);
     p->fd = fd;
     p->readable = p->writable = 1;
+    p->wake_at = 1;
     rt_buffer_init(&p->unsent, RT_SEND_QUEUE_MAX_BYTES);
     p->received = malloc(RECEIVE_CAPACITY);
     return p->received == NULL ? -1 : 0;
@@ -49,14 +50,23 @@ void rt_packets_set_seal_key(rt_packets *p, rt_gcm *key)
     p->key_bytes_out = p->key_packets_out = 0;
 }
 
-/* sshd leaves Nagle's algorithm on: its next small packet waits until the last one is
- * acknowledged, which our kernel puts off by up to 40 ms. The option lasts for one
- * acknowledgement only. */
-static void acknowledge_now(rt_packets *p)
+void rt_packets_acknowledge(rt_packets *p)
 {
     int on = 1;
+    if (!p->ack_due)
+        return;
+    p->ack_due = 0; /* the option lasts for one acknowledgement only */
     if (!p->not_tcp && setsockopt(p->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on) != 0)
         p->not_tcp = 1;
+}
+
+void rt_packets_wake_at(rt_packets *p, int bytes)
+{
+    if (p->wake_at == bytes)
+        return;
+    p->wake_at = bytes;
+    /* Where it is refused, the socket wakes at every byte, as before. */
+    (void)setsockopt(p->fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes);
 }
 
 rt_receive_result rt_packets_receive(rt_packets *p)
@@ -87,7 +97,7 @@ rt_receive_result rt_packets_receive(rt_packets *p)
     if (n == 0)
         return RT_RECEIVE_EOF;
     if ((size_t)n < RT_SMALL_BYTES)
-        acknowledge_now(p);
+        p->ack_due = 1;
     /* A short read emptied the socket (epoll(7)); the end of the stream alone brings
      * no further edge if it was announced before. */
     if ((size_t)n < RT_RECEIVE_BYTES && !p->hung_up)
@@ -171,6 +181,7 @@ void rt_packets_flush(rt_packets *p)
         ssize_t n = send(p->fd, rt_buffer_at(&p->unsent), rt_packets_unsent(p),
                          MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n >= 0) {
+            p->ack_due = 0; /* what is sent acknowledges, too */
             p->bytes_out += (uint64_t)n;
             rt_buffer_consume(&p->unsent, (size_t)n, RT_SEND_QUEUE_KEEP_BYTES);
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {

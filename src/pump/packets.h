@@ -41,6 +41,8 @@ typedef struct {
     /* Readiness as told by edge-triggered epoll, cleared by EAGAIN. */
     uint8_t readable, writable, hung_up;
     uint8_t not_tcp; /* TCP_QUICKACK is unknown to this socket */
+    uint8_t ack_due; /* a message came, and nothing was sent since */
+    int wake_at;     /* SO_RCVLOWAT */
     int send_error; /* errno of a failed send; nothing is sent any more */
 
     uint32_t sequence_in, sequence_out;
@@ -94,6 +96,14 @@ int rt_packets_finish(rt_packets *p, size_t payload_len);
 /* Send what the socket takes. Sets `writable` to 0 at EAGAIN, `send_error` if it is
  * over. Never blocks. */
 void rt_packets_flush(rt_packets *p);
+
+/* Have the kernel acknowledge a message that came and was not answered; call it before
+ * a wait. sshd leaves Nagle's algorithm on: its next small packet waits until the last
+ * one is acknowledged, which our kernel puts off by up to 40 ms. */
+void rt_packets_acknowledge(rt_packets *p);
+
+/* Have the socket be readable from so many bytes on (1: from any), or at its end. */
+void rt_packets_wake_at(rt_packets *p, int bytes);
 
 static inline size_t rt_packets_unsent(const rt_packets *p)
 {

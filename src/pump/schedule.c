@@ -61,6 +61,20 @@ static uint32_t pace_bytes(const rt_engine *e)
     return step < RT_PROBE_BYTES ? step : RT_PROBE_BYTES;
 }
 
+uint32_t rt_turn_bytes(const rt_engine *e)
+{
+    int alone = e->run_queue.next == &e->run_queue && e->urgent.next == &e->urgent;
+    return alone && !rt_is_shared(e) ? e->turn_alone : RT_TURN_BYTES;
+}
+
+void rt_turn_sent(rt_engine *e)
+{
+    if (rt_packets_unsent(&e->packets) > 0)
+        e->turn_alone = RT_TURN_BYTES;
+    else if (e->turn_alone < RT_TURN_ALONE_BYTES)
+        e->turn_alone *= 2;
+}
+
 size_t rt_turn_budget(const rt_engine *e, const rt_channel *c)
 {
     size_t unsent = rt_packets_unsent(&e->packets);
@@ -68,9 +82,9 @@ size_t rt_turn_budget(const rt_engine *e, const rt_channel *c)
         return unsent < 2 * RT_SEND_QUEUE_BYTES ? RT_TURN_BYTES : 0;
     if (unsent >= RT_SEND_QUEUE_BYTES)
         return 0;
-    size_t budget = RT_SEND_QUEUE_BYTES - unsent;
-    if (budget > c->turn_left)
-        budget = c->turn_left;
+    size_t budget = c->turn_left;
+    if (budget > RT_SEND_QUEUE_BYTES - unsent && unsent > 0)
+        budget = RT_SEND_QUEUE_BYTES - unsent;
     if (is_held(e))
         return 0;
     if (!rt_is_shared(e) || e->path.deaf)

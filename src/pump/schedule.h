@@ -7,7 +7,8 @@
  * While an interactive channel is active the connection is shared: bulk is held to
  * what sizing.h allows, measured by probes. Among equals the turn goes round, each
  * for RT_TURN_BYTES; a turn that ends because the send queue is full goes on when there
- * is room again (deficit round robin), or whoever comes last would always get less.
+ * is room again (deficit round robin), or whoever comes last would always get less. Who
+ * is alone has larger turns, as long as the SSH socket takes all of each.
  */
 #ifndef RT_SCHEDULE_H
 #define RT_SCHEDULE_H
@@ -39,6 +40,11 @@ void rt_note_traffic(rt_engine *e, rt_channel *c, size_t n);
 
 /* The receive window that `c` should have now. */
 uint32_t rt_window_target(const rt_engine *e, const rt_channel *c);
+
+/* A whole turn for a channel that was taken off the run queue. */
+uint32_t rt_turn_bytes(const rt_engine *e);
+/* What was queued has been sent as far as the socket took it. */
+void rt_turn_sent(rt_engine *e);
 
 /* The bytes that `c` may read from its socket in this turn; 0: not now. */
 size_t rt_turn_budget(const rt_engine *e, const rt_channel *c);

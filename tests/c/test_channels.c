@@ -199,16 +199,38 @@ static void consume(rt_channel *c, uint32_t n)
     CHECK(rt_channel_charge(c, n) == 0);
 }
 
-static void credit_waits_for_more_than_three_packets(void)
+static void credit_waits_for_more_than_a_quarter_of_the_window(void)
 {
     rt_channel c = channel_with_window();
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 16; i++)
         consume(&c, PACKET);
     CHECK_EQ(rt_channel_take_credit(&c, WINDOW), 0);
     consume(&c, 1);
-    CHECK_EQ(rt_channel_take_credit(&c, WINDOW), 3 * PACKET + 1);
+    CHECK_EQ(rt_channel_take_credit(&c, WINDOW), 16 * PACKET + 1);
     CHECK(c.recv_window == WINDOW);
     CHECK_EQ(rt_channel_take_credit(&c, WINDOW), 0);
+}
+
+static void credit_waits_for_more_than_three_packets_whatever_the_window(void)
+{
+    rt_channel c = channel_with_window();
+    c.recv_window = c.recv_window_size = 8 * PACKET;
+    for (int i = 0; i < 3; i++)
+        consume(&c, PACKET);
+    CHECK_EQ(rt_channel_take_credit(&c, 8 * PACKET), 0);
+    consume(&c, 1);
+    CHECK_EQ(rt_channel_take_credit(&c, 8 * PACKET), 3 * PACKET + 1);
+}
+
+static void a_large_window_is_credited_in_no_larger_portions(void)
+{
+    rt_channel c = channel_with_window();
+    c.recv_window = c.recv_window_size = 4 * WINDOW;
+    for (int i = 0; i < 16; i++)
+        consume(&c, PACKET);
+    CHECK_EQ(rt_channel_take_credit(&c, 4 * WINDOW), 0);
+    consume(&c, 1);
+    CHECK_EQ(rt_channel_take_credit(&c, 4 * WINDOW), 16 * PACKET + 1);
 }
 
 static void a_small_window_is_credited_below_its_half(void)
@@ -225,15 +247,15 @@ static void a_small_window_is_credited_below_its_half(void)
 static void what_is_buffered_is_not_credited(void)
 {
     rt_channel c = channel_with_window();
-    static const uint8_t data[10 * PACKET];
+    static const uint8_t data[20 * PACKET];
     rt_buffer_init(&c.pending, sizeof data);
-    for (int i = 0; i < 10; i++)
+    for (int i = 0; i < 20; i++)
         consume(&c, PACKET);
     CHECK(rt_buffer_append(&c.pending, data, sizeof data) == 0);
     CHECK_EQ(rt_channel_take_credit(&c, WINDOW), 0);
-    rt_buffer_consume(&c.pending, 4 * PACKET, 0);
-    CHECK_EQ(rt_channel_take_credit(&c, WINDOW), 4 * PACKET);
-    CHECK(c.recv_window == WINDOW - 6 * (int64_t)PACKET);
+    rt_buffer_consume(&c.pending, 17 * PACKET, 0);
+    CHECK_EQ(rt_channel_take_credit(&c, WINDOW), 17 * PACKET);
+    CHECK(c.recv_window == WINDOW - 3 * (int64_t)PACKET);
     rt_buffer_free(&c.pending);
 }
 
@@ -274,7 +296,9 @@ int main(void)
     RUN(a_window_can_be_used_up_with_ten_percent_of_grace);
     RUN(more_than_the_maximum_packet_is_refused_and_not_charged);
     RUN(a_send_window_holds_at_most_32_bits);
-    RUN(credit_waits_for_more_than_three_packets);
+    RUN(credit_waits_for_more_than_a_quarter_of_the_window);
+    RUN(credit_waits_for_more_than_three_packets_whatever_the_window);
+    RUN(a_large_window_is_credited_in_no_larger_portions);
     RUN(a_small_window_is_credited_below_its_half);
     RUN(what_is_buffered_is_not_credited);
     RUN(a_smaller_target_gives_no_credit_until_the_peer_has_used_up_the_rest);

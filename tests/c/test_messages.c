@@ -1,4 +1,5 @@
 /* What the messages of one channel do, and what a peer may not do. */
+#include "channels.h"
 #include "check.h"
 #include "peer.h"
 #include "wire.h"
@@ -11,6 +12,12 @@
 #define PROTOCOL_ERROR 2
 
 static uint8_t pattern[PEER_WINDOW_BYTES];
+
+/* All that was consumed, but for less than the next portion. */
+static void check_credited(uint32_t credit, uint32_t consumed)
+{
+    CHECK(credit <= consumed && consumed - credit <= RT_CREDIT_MAX_BYTES);
+}
 
 static void fill_pattern(void)
 {
@@ -313,7 +320,7 @@ static void data_that_the_socket_no_longer_takes_is_dropped_and_credited(void)
     uint32_t id = peer_channel(&p, &app);
     CHECK(shutdown(app, SHUT_RD) == 0);
     say_a_window_of_data(&p, id);
-    CHECK_EQ(peer_sum_credit(&p), sizeof pattern);
+    check_credited(peer_sum_credit(&p), sizeof pattern);
     CHECK(send(app, "still here", 10, 0) == 10);
     peer_expect_data(&p, "still here", 10);
     CHECK(shutdown(app, SHUT_WR) == 0);
@@ -343,7 +350,7 @@ static void what_was_buffered_when_the_socket_shut_is_credited_once(void)
         peer_turn(&p);
     }
     credit += peer_sum_credit(&p);
-    CHECK_EQ(credit, sizeof pattern);
+    check_credited(credit, sizeof pattern);
     close(app);
     peer_close(&p);
 }
@@ -364,7 +371,7 @@ static void extended_data_is_dropped_and_credited(void)
     rt_put32(payload + 9, PEER_PACKET_BYTES);
     for (int i = 0; i < 64; i++)
         peer_say(&p, payload, 13 + PEER_PACKET_BYTES);
-    CHECK_EQ(peer_sum_credit(&p), 64 * PEER_PACKET_BYTES);
+    check_credited(peer_sum_credit(&p), 64 * PEER_PACKET_BYTES);
     CHECK(is_silent(app));
     free(payload);
     close(app);
@@ -395,6 +402,22 @@ static void a_request_is_answered_by_failure_if_an_answer_is_wanted(void)
     CHECK(word(peer_expect(&p, SAY_FAILURE), 0) == PEER_CHANNEL_ID);
     peer_expect(&p, SAY_FAILURE);
     peer_expect_silence(&p);
+    close(app);
+    peer_close(&p);
+}
+
+static void requests_go_to_an_owner_who_answers_them(void)
+{
+    peer p;
+    int app;
+    peer_open(&p);
+    uint32_t id = peer_channel(&p, &app);
+    CHECK(rt_engine_pass_requests(p.engine, id) == 0);
+    say_request(&p, id, 1);
+    peer_await(&p, RT_EV_PACKET);
+    CHECK(p.packet[0] == SAY_REQUEST);
+    peer_expect_silence(&p);
+    CHECK(rt_engine_pass_requests(p.engine, id + 1) == RT_EGONE);
     close(app);
     peer_close(&p);
 }
@@ -488,6 +511,7 @@ int main(void)
     RUN(what_was_buffered_when_the_socket_shut_is_credited_once);
     RUN(extended_data_is_dropped_and_credited);
     RUN(a_request_is_answered_by_failure_if_an_answer_is_wanted);
+    RUN(requests_go_to_an_owner_who_answers_them);
     RUN(a_flood_of_requests_is_a_fault);
     RUN(answers_that_are_no_probes_are_the_owners);
     RUN(messages_for_channels_that_are_not_are_dropped);
