@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rtunnel.stats import ListenerStats as ListenerStats
     from rtunnel.stats import RelayStats as RelayStats
     from rtunnel.stats import TunnelStats as TunnelStats
+    from rtunnel.supervisor import Supervisor as Supervisor
     from rtunnel.tunnel import Listener as Listener
     from rtunnel.tunnel import Tunnel as Tunnel
     from rtunnel.tunnel import Visitor as Visitor
@@ -42,6 +43,7 @@ _HOME: Final = {
     "Listener": "rtunnel.tunnel",
     "ListenerStats": "rtunnel.stats",
     "RelayStats": "rtunnel.stats",
+    "Supervisor": "rtunnel.supervisor",
     "Transport": "rtunnel.ssh.transport",
     "Tunnel": "rtunnel.tunnel",
     "TunnelStats": "rtunnel.stats",
@@ -56,6 +58,7 @@ __all__ = [
     "Listener",
     "ListenerStats",
     "RelayStats",
+    "Supervisor",
     "Transport",
     "Tunnel",
     "TunnelStats",

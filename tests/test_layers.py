@@ -42,12 +42,14 @@ LAYERS = {
     ),
     "ssh": ("rtunnel.ssh.",),
     "tunnel": ("rtunnel.tunnel.",),
-    # The public names. Lower layers do not go through them.
-    "public": ("rtunnel",),
     "service": (
         "rtunnel.gateway.",
         "rtunnel.status.model",
+        "rtunnel.supervisor.",
+        "rtunnel.toml_file",
     ),
+    # The public names. Lower layers do not go through them.
+    "public": ("rtunnel",),
     "face": ("rtunnel.bench.", "rtunnel.cli.", "rtunnel.status.", "rtunnel.__main__"),
 }
 ORDER = list(LAYERS)

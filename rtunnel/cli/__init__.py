@@ -33,7 +33,9 @@ COMMANDS: Final = {
     "demo": ("rtunnel.cli.demo", "demo"),
     "doctor": ("rtunnel.cli.doctor", "doctor"),
     "open": ("rtunnel.cli.open_command", "open_tunnels"),
+    "run": ("rtunnel.cli.run_command", "run"),
     "status": ("rtunnel.cli.status_command", "status"),
+    "verify": ("rtunnel.cli.verify_command", "verify"),
 }
 
 

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Final
@@ -26,6 +26,7 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM)
 # the server's answers; past this limit the kernel closes instead.
 CLOSE_LIMIT_S: Final = 1.5
 SEND_AGAIN_S: Final = 0.05
+NO_OTHERS: Final[Mapping[int, Callable[[], None]]] = {}
 
 
 class ToldToEnd(BaseException):
@@ -33,13 +34,18 @@ class ToldToEnd(BaseException):
 
 
 @contextmanager
-def told_to_end_by_signals() -> Iterator[None]:
+def told_to_end_by_signals(
+    others: Mapping[int, Callable[[], None]] = NO_OTHERS,
+) -> Iterator[None]:
     """Raise `ToldToEnd` on the main thread at the first SIGINT or SIGTERM.
 
     From then on the process has `CLOSE_LIMIT_S` to clean up and end; more signals
     change nothing. A disposition "ignore" that a shell left for a job in the
     background is overruled: there is no other way to end a command cleanly. Main
     thread only.
+
+    What `others` has for a signal is called when that comes, on another thread: it
+    must not block.
     """
     told = threading.Event()
     main = threading.get_ident()
@@ -51,8 +57,13 @@ def told_to_end_by_signals() -> Iterator[None]:
             told.set()
             raise ToldToEnd
 
+    def leave_to_watcher(number: int, frame: FrameType | None) -> None:
+        """Do nothing: that there is a handler makes Python write the number."""
+
     def watch() -> None:
-        number = reader.recv(1)
+        while (number := reader.recv(1)) and number[0] not in ENDING:
+            if number[0] in others:
+                others[number[0]]()
         if not number:
             return
         limit = threading.Timer(CLOSE_LIMIT_S, os._exit, (ExitStatus.ENDED,))
@@ -64,13 +75,17 @@ def told_to_end_by_signals() -> Iterator[None]:
     watcher = threading.Thread(target=watch, name="signals", daemon=True)
     watcher.start()
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    handlers = [signal.signal(each, handle) for each in ENDING]
+    numbers = (*ENDING, *others)
+    handlers = [
+        signal.signal(each, handle if each in ENDING else leave_to_watcher)
+        for each in numbers
+    ]
     try:
         yield
     finally:
         # Told to end, the process ends: its handlers stay, and swallow what follows.
         if not told.is_set():
-            for each, handler in zip(ENDING, handlers, strict=True):
+            for each, handler in zip(numbers, handlers, strict=True):
                 signal.signal(each, handler)
         signal.set_wakeup_fd(before)
         writer.close()
