@@ -130,17 +130,18 @@ def of_tunnel(
     """Return what a live tunnel tells of itself. Never blocks. Any thread."""
     stats = tunnel.stats()
     vitals = tunnel.connection.vitals()
+    end = tunnel.connection.end
     return ConnectionInfo(
         name=name,
         destination=destination,
-        state=CONNECTED if tunnel.connection.end is None else "closed",
+        state=CONNECTED if end is None else "closed",
         backend=tunnel.backend,
         cipher=vitals.cipher or None,
         rtt_s=vitals.rtt_s,
         rekeys=vitals.rekeys,
         reconnects=reconnects,
         since=stats.since,
-        last_error=last_error or stats.last_error,
+        last_error=str(end) if end is not None else last_error,
         listeners=tuple(of_listener(listener) for listener in tunnel.listeners),
     )
 

@@ -95,9 +95,11 @@ def _folders() -> list[Path]:
     """Return where sockets may be, the best place first.
 
     A service and a shell of one user may not agree on XDG_RUNTIME_DIR, so that all of
-    them are looked into.
+    them are looked into; RTUNNEL_RUNTIME_DIR names the only one.
     """
     uid = os.getuid()
+    if chosen := os.environ.get("RTUNNEL_RUNTIME_DIR"):
+        return [Path(chosen)]
     places = []
     named = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(named):
