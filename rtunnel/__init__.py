@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rtunnel.stats import ListenerStats as ListenerStats
     from rtunnel.stats import RelayStats as RelayStats
     from rtunnel.stats import TunnelStats as TunnelStats
+    from rtunnel.subsystem import KeyPair as KeyPair
+    from rtunnel.subsystem import SubsystemServer as SubsystemServer
     from rtunnel.supervisor import Supervisor as Supervisor
     from rtunnel.tunnel import Listener as Listener
     from rtunnel.tunnel import Tunnel as Tunnel
@@ -40,9 +42,11 @@ if TYPE_CHECKING:
 # Where each public name that is loaded at its first use is defined.
 _HOME: Final = {
     "CommandOutput": "rtunnel.ssh.command",
+    "KeyPair": "rtunnel.subsystem",
     "Listener": "rtunnel.tunnel",
     "ListenerStats": "rtunnel.stats",
     "RelayStats": "rtunnel.stats",
+    "SubsystemServer": "rtunnel.subsystem",
     "Supervisor": "rtunnel.supervisor",
     "Transport": "rtunnel.ssh.transport",
     "Tunnel": "rtunnel.tunnel",
@@ -55,9 +59,11 @@ _MODULES: Final = ("pump",)
 
 __all__ = [
     "CommandOutput",
+    "KeyPair",
     "Listener",
     "ListenerStats",
     "RelayStats",
+    "SubsystemServer",
     "Supervisor",
     "Transport",
     "Tunnel",

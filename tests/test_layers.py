@@ -45,6 +45,7 @@ LAYERS = {
     "service": (
         "rtunnel.gateway.",
         "rtunnel.status.model",
+        "rtunnel.subsystem",
         "rtunnel.supervisor.",
         "rtunnel.toml_file",
     ),

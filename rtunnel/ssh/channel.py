@@ -37,7 +37,14 @@ from rtunnel.errors import ProtocolError
 from rtunnel.halfclose import Action, Half, HalfClose
 from rtunnel.ssh import seams
 from rtunnel.ssh.outbox import Outbox
-from rtunnel.ssh.relay import BackendName, OnEnd, PeerSide, Priority, RelayEnd
+from rtunnel.ssh.relay import (
+    BackendName,
+    OnEnd,
+    OnRequest,
+    PeerSide,
+    Priority,
+    RelayEnd,
+)
 from rtunnel.window import (
     MAX_PACKET_BYTES,
     RECEIVE_WINDOW_BYTES,
@@ -59,12 +66,18 @@ DRAIN_AFTER_LOSS_S: Final = 10.0
 class PortableChannel:
     """One channel and its port. Implements `Relay`, and `PortEvents` of the pump."""
 
-    def __init__(self, backend: PortableBackend, on_end: OnEnd | None) -> None:
+    def __init__(
+        self,
+        backend: PortableBackend,
+        on_end: OnEnd | None,
+        on_request: OnRequest | None = None,
+    ) -> None:
         # Read-only after the channel was started.
         self._backend = backend
         self._outbox = backend.outbox
         self.local_id = seams.register_channel(backend.transport, self)
         self.remote_id = -1
+        self._on_request = on_request
         self._port: Any = None
         # Protected by _lock. Re-entrant: a port may report from inside a call to it.
         self._lock = threading.RLock()
@@ -175,9 +188,13 @@ class PortableChannel:
         elif kind == seams.MSG_CHANNEL_CLOSE:
             self._act(self._halves.peer_close())
         elif kind == seams.MSG_CHANNEL_REQUEST:
-            fields.string()
-            if fields.boolean():
-                self._send(seams.MSG_CHANNEL_FAILURE)
+            request, wants_reply = fields.text(), fields.boolean()
+            decide = self._on_request
+            granted = decide is not None and decide(request, fields)
+            if wants_reply:
+                self._send(
+                    seams.MSG_CHANNEL_SUCCESS if granted else seams.MSG_CHANNEL_FAILURE
+                )
 
     def _on_data(self, data: bytes) -> None:
         if self._halves.received is not Half.OPEN:
@@ -368,9 +385,10 @@ class PortableBackend:
         sock: socket.socket,
         on_end: OnEnd | None = None,
         priority: Priority = "auto",
+        on_request: OnRequest | None = None,
     ) -> PortableChannel:
         """Confirm an open of the peer, then pump. Any thread; never blocks."""
-        channel = PortableChannel(self, on_end)
+        channel = PortableChannel(self, on_end, on_request)
         if self.add(channel):
             channel.start(peer, sock, confirm=True)
         else:

@@ -13,10 +13,10 @@ from rtunnel import _engine
 from rtunnel.errors import ConnectionLost, RequestTimeout
 from rtunnel.ssh import seams
 from rtunnel.ssh.packetizer import EndedChannels
-from rtunnel.ssh.relay import OnEnd, PeerSide, Priority, RelayEnd
+from rtunnel.ssh.relay import OnEnd, OnRequest, PeerSide, Priority, RelayEnd
 from rtunnel.ssh.transport import Transport
 from rtunnel.window import MAX_PACKET_BYTES, RECEIVE_WINDOW_BYTES
-from rtunnel.wire import boolean, string, u32
+from rtunnel.wire import Reader, boolean, string, u32
 
 
 class EngineRelay:
@@ -119,7 +119,10 @@ class EngineBackend:
         self._lost = False
         # Who waits for the reply to a request, by local id. Protected by _lock.
         self._replies: dict[int, deque[Callable[[bool], None]]] = {}
+        # Who decides about requests of the peer, by local id. Transport's thread.
+        self._on_requests: dict[int, OnRequest] = {}
         self._transport = transport
+        transport.packetizer.on_request = self._on_request
         transport.packetizer.on_ended = self._on_ended
         transport.packetizer.on_reply = self._on_reply
 
@@ -134,6 +137,7 @@ class EngineBackend:
         sock: socket.socket,
         on_end: OnEnd | None = None,
         priority: Priority = "auto",
+        on_request: OnRequest | None = None,
     ) -> EngineRelay:
         """Confirm an open of the peer, then pump. Never blocks. Any thread.
 
@@ -157,6 +161,9 @@ class EngineBackend:
             except BaseException:
                 sock.close()
                 raise
+            if on_request is not None:
+                self.engine.pass_requests(local_id)
+                self._on_requests[local_id] = on_request
             return self._pumped(local_id, peer, sock, on_end)
 
     def reserve(
@@ -220,6 +227,22 @@ class EngineBackend:
             raise RequestTimeout(f"the server did not answer the request {kind!r}")
         return granted[0]
 
+    def _on_request(self, local_id: int, body: bytes) -> None:
+        """Have a request of the peer decided, and answer it.
+
+        Payload, after the type and our channel number::
+            string  type of the request
+            boolean want reply
+            ....    data of this type
+        """
+        fields = Reader(body)
+        kind, wants_reply = fields.text(), fields.boolean()
+        on_request, relay = self._on_requests.get(local_id), self._relays.get(local_id)
+        granted = on_request is not None and on_request(kind, fields)
+        if wants_reply and relay is not None:
+            reply = seams.MSG_CHANNEL_SUCCESS if granted else seams.MSG_CHANNEL_FAILURE
+            seams.send(self._transport, bytes([reply]) + u32(relay.remote_id))
+
     def _on_reply(self, local_id: int, granted: bool) -> None:
         with self._lock:
             waiting = self._replies.get(local_id)
@@ -247,6 +270,7 @@ class EngineBackend:
             with self._lock:
                 relay = self._relays.pop(local_id, None)
                 waiting = self._replies.pop(local_id, ())
+                self._on_requests.pop(local_id, None)
                 lost = self._lost
             for on_reply in waiting:
                 on_reply(False)

@@ -40,6 +40,7 @@ from rtunnel.ssh.keepalive import Keepalive, Verdict
 MSG_DISCONNECT: Final = 1
 MSG_KEXINIT: Final = 20
 REPLIES: Final = (99, 100)  # CHANNEL_SUCCESS, CHANNEL_FAILURE
+MSG_CHANNEL_REQUEST: Final = 98
 FIRST_HELD_MESSAGE: Final = 50  # user authentication and connection protocol
 
 # RFC 5647 forbids more than 2^64 packets under one AES-GCM key; OpenSSH rekeys after
@@ -116,6 +117,8 @@ class EnginePacketizer(Packetizer):
         self.on_ended: Callable[[EndedChannels], None] | None = None
         # Replies to requests on pumped channels: local id, and whether granted.
         self.on_reply: Callable[[int, bool], None] = lambda local_id, granted: None
+        # Requests on those pumped channels that want them: local id, and what follows.
+        self.on_request: Callable[[int, bytes], None] = lambda local_id, body: None
 
     # What the transport tells.
 
@@ -292,6 +295,9 @@ class EnginePacketizer(Packetizer):
                 if kind in REPLIES and self._is_pumped(body):
                     self.on_reply(int.from_bytes(body[:4], "big"), kind == REPLIES[0])
                     continue
+                if kind == MSG_CHANNEL_REQUEST and self._is_pumped(body):
+                    self._pass_request(int.from_bytes(body[:4], "big"), body[4:])
+                    continue
                 if self.get_hexdump():
                     self._dump("IN", kind, body)
                 message = Message(body)
@@ -314,6 +320,12 @@ class EnginePacketizer(Packetizer):
     @staticmethod
     def _is_pumped(body: bytes) -> bool:
         return bool(int.from_bytes(body[:4], "big") & _engine.CHANNEL_ID_BASE)
+
+    def _pass_request(self, local_id: int, body: bytes) -> None:
+        try:
+            self.on_request(local_id, body)
+        except ProtocolError as error:
+            self._fail(PeerFault(str(error), DisconnectCode.PROTOCOL_ERROR))
 
     def _report_ended(self, engine: _engine.Engine) -> None:
         ended = engine.take_ended()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from rtunnel.wire import Reader
+
 BackendName = Literal["engine", "pump", "python"]
 # Who goes first on a connection that several channels share; "auto": as it behaves.
 Priority = Literal["auto", "interactive", "bulk"]
@@ -36,6 +38,9 @@ class RelayEnd:
 
 
 OnEnd = Callable[[RelayEnd], None]
+# A request of the peer on a channel: its type, and a reader of what comes with it;
+# returns whether it is granted. (RFC 4254, section 5.4)
+OnRequest = Callable[[str, Reader], bool]
 
 
 class Relay(Protocol):
@@ -103,12 +108,15 @@ class Backend(Protocol):
         sock: socket.socket,
         on_end: OnEnd | None = None,
         priority: Priority = "auto",
+        on_request: OnRequest | None = None,
     ) -> Relay:
         """Confirm an open of the peer, then pump. Any thread; never blocks.
 
         Owns `sock` from the call on. `on_end` is called once, on a thread of the
         backend or the transport: it must be quick. Only the engine schedules:
-        `priority` means nothing to the others.
+        `priority` means nothing to the others. `on_request` decides about the peer's
+        requests on the channel, all of which are refused without it; with it, call
+        this on the transport's thread only, where `on_request` is called, too.
         """
 
     def reserve(self, sock: socket.socket, on_end: OnEnd | None = None) -> Opening:

@@ -86,6 +86,7 @@ cdef extern from "engine.h" nogil:
     int rt_engine_confirm(rt_engine *e, uint32_t local_id, int fd,
                           const rt_peer_side *peer)
     int rt_engine_cancel(rt_engine *e, uint32_t local_id)
+    int rt_engine_pass_requests(rt_engine *e, uint32_t local_id)
     int rt_engine_reset(rt_engine *e, uint32_t local_id)
     int rt_engine_channel_stats(rt_engine *e, uint32_t local_id, rt_channel_stats *out)
     void rt_engine_stats_now(rt_engine *e, rt_engine_stats *out)
@@ -332,6 +333,14 @@ cdef class Engine:
         """Forget a reserved id: the peer refused."""
         with nogil:
             rt_engine_cancel(self._engine, local_id)
+
+    def pass_requests(self, uint32_t local_id):
+        """Return the peer's requests on this channel as packets, from now on.
+
+        Only for the thread that calls `next`, right behind `accept`.
+        """
+        with nogil:
+            rt_engine_pass_requests(self._engine, local_id)
 
     def reset(self, uint32_t local_id):
         """Send CLOSE at once and reset the local socket; return whether it lived."""

@@ -495,6 +495,16 @@ int rt_engine_cancel(rt_engine *e, uint32_t local_id)
     return c == NULL ? RT_EGONE : 0;
 }
 
+int rt_engine_pass_requests(rt_engine *e, uint32_t local_id)
+{
+    lock_from_outside(e);
+    rt_channel *c = rt_channel_find(&e->channels, local_id);
+    if (c != NULL)
+        c->owner_answers = 1;
+    unlock(e);
+    return c == NULL ? RT_EGONE : 0;
+}
+
 int rt_engine_reset(rt_engine *e, uint32_t local_id)
 {
     lock_from_outside(e);

@@ -138,6 +138,10 @@ int rt_engine_confirm(rt_engine *e, uint32_t local_id, int fd,
                       const rt_peer_side *peer);
 /* The peer refused: forget the id. */
 int rt_engine_cancel(rt_engine *e, uint32_t local_id);
+/* Give the peer's requests on this channel (RFC 4254, section 5.4) to the owner, who
+ * answers them; without this the answer is FAILURE. Transport thread, before the peer
+ * can have sent one: right behind accept. */
+int rt_engine_pass_requests(rt_engine *e, uint32_t local_id);
 /* CLOSE at once, reset the local socket. */
 int rt_engine_reset(rt_engine *e, uint32_t local_id);
 
