@@ -119,6 +119,79 @@ def test_options_about_forwarding_count_from_left_to_right(
     assert (found.why_not_tcp(address, port) is None) is may
 
 
+@pytest.mark.parametrize(
+    ("options", "address", "may"),
+    [
+        ('from="127.0.0.1"', "127.0.0.1", True),
+        ('from="127.0.0.1"', "127.0.0.2", False),
+        ('from="10.0.0.0/8,192.0.2.*"', "10.9.8.7", True),
+        ('from="10.0.0.0/8,192.0.2.*"', "192.0.2.77", True),
+        ('from="10.0.0.0/8,192.0.2.*"', "192.0.3.77", False),
+        ('from="10.0.0.0/8,!10.0.0.1"', "10.0.0.2", True),
+        ('from="10.0.0.0/8,!10.0.0.1"', "10.0.0.1", False),
+        ('from="!10.0.0.0/24,*"', "10.0.0.1", False),
+        ('from="2001:db8::/32"', "2001:db8::1", True),
+        ('from="2001:db8::/32"', "10.0.0.1", False),
+        ('from="*.example.org"', "10.0.0.1", False),
+        ('from="*"', "", True),
+        ('from="10.0.0.0/8"', "", False),
+        ('expiry-time="20991231"', "10.0.0.1", True),
+        ('expiry-time="20200101"', "10.0.0.1", False),
+        ('expiry-time="203001011200Z"', "10.0.0.1", True),
+        ('expiry-time="20200101120000Z"', "10.0.0.1", False),
+        ('expiry-time="20991231",expiry-time="20200101"', "10.0.0.1", False),
+    ],
+)
+def test_a_key_may_be_good_for_some_places_and_times_only(
+    options: str,
+    address: str,
+    may: bool,
+    key: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = AuthorizedKeys([f"{options} {key.read_text()}"])
+    found = keys.find(read_public_file(key), "me", address)
+    assert (found is not None) is may
+    assert may or "refused a key: user='me' at='authorized key 1'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "may"),
+    [
+        ("", True),
+        ('permitopen="db.example:5432"', True),
+        ('permitopen="*.example:*"', True),
+        ('permitopen="db.example:1"', False),
+        ("restrict", False),
+    ],
+)
+def test_permitopen_says_where_a_key_may_connect_to(
+    options: str, may: bool, key: Path
+) -> None:
+    found = find(f"{options} KEY".lstrip(), key)
+    assert found is not None
+    assert found.may_open("DB.example", 5432) is may
+
+
+@pytest.mark.parametrize(
+    ("options", "session", "pty", "agent"),
+    [
+        ("", True, True, True),
+        ('command="true"', False, True, True),
+        ("no-pty,no-agent-forwarding", True, False, False),
+        ("restrict,pty", True, True, False),
+        ("restrict,agent-forwarding", True, False, True),
+    ],
+)
+def test_options_about_sessions_take_away_from_what_a_user_has(
+    options: str, session: bool, pty: bool, agent: bool, key: Path
+) -> None:
+    found = find(f"{options} KEY".lstrip(), key)
+    assert found is not None
+    may = (found.may_have_session, found.may_have_pty, found.may_forward_agent)
+    assert may == (session, pty, agent)
+
+
 def test_permitlisten_allows_no_socket_paths(key: Path) -> None:
     found = find('permitlisten="8080" KEY', key)
     assert found is not None
@@ -126,7 +199,7 @@ def test_permitlisten_allows_no_socket_paths(key: Path) -> None:
 
 
 def test_a_key_may_have_a_second_line(key: Path) -> None:
-    found = find(f'made-up KEY\n{key.read_text()}', key)
+    found = find(f"made-up KEY\n{key.read_text()}", key)
     assert found is not None
     assert found.place == "authorized key 2"
 

@@ -59,7 +59,8 @@ _FULL: Final = b"Too many connections\r\n"
 class Gateway:
     """An SSH server for reverse tunnels; see `rtunnel.gateway`.
 
-    `listen` is where it listens for clients; port 0 takes any. `authorized_keys` has
+    `listen` is where it listens for clients; port 0 takes any, and "" is every
+    address, of IPv4 and IPv6. `authorized_keys` has
     lines of that format (str) and files of them (Path; `%u` stands for the user's
     name), which are read again when they change. They are good for every user name;
     `users` have keys and rights of their own. `host_key` is a file, made if it does
@@ -128,13 +129,12 @@ class Gateway:
         if self._port is not None or self._closed:
             raise RuntimeError("a gateway is started once")
         host, port = self._listen
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            server = socket.create_server(self._listen, family=family, backlog=BACKLOG)
+            server = _listen_on(host, port)
         except OSError as error:
             raise ConfigError(
-                f"the gateway cannot listen on {host} port {port}: {error.strerror}; "
-                "choose another address or port"
+                f"the gateway cannot listen on {host or '*'} port {port}: "
+                f"{error.strerror}; choose another address or port"
             ) from error
         server.setblocking(False)
         self._port = server.getsockname()[1]
@@ -161,7 +161,7 @@ class Gateway:
 
         `host` is the name that clients connect to; None: the address of `listen`.
         """
-        name = known_name(host or self._listen[0], self.port)
+        name = known_name(host or self._listen[0] or "127.0.0.1", self.port)
         key = self._host_key
         return f"{name} {key.get_name()} {key.get_base64()}\n"
 
@@ -303,6 +303,15 @@ class Gateway:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _listen_on(host: str, port: int) -> socket.socket:
+    if host == "" and socket.has_dualstack_ipv6():
+        return socket.create_server(
+            ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def _send_away(sock: socket.socket, text: bytes) -> None:

@@ -202,7 +202,11 @@ class Feeder:
 
 
 def address_of(sock_address: object) -> tuple[str, int]:
-    """Return address and port of what accept() says; of a Unix socket, nothing."""
+    """Return address and port of what accept() says; of a Unix socket, nothing.
+
+    An address of IPv4 looks like one, also on a socket of IPv6.
+    """
     if isinstance(sock_address, tuple):
-        return (str(sock_address[0]), int(sock_address[1]))
+        host = str(sock_address[0]).removeprefix("::ffff:")
+        return (host if "." in host else str(sock_address[0]), int(sock_address[1]))
     return ("", 0)

@@ -23,10 +23,12 @@ Serve = Callable[[socket.socket], None]
 class Guest:
     """Somebody with a key, who knows a gateway's host key."""
 
-    def __init__(self, folder: Path, name: str = "guest") -> None:
+    def __init__(
+        self, folder: Path, name: str = "guest", kind: str = "ed25519"
+    ) -> None:
         self.user = name
         self.user_key = folder / f"{name}_key"
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.user_key)
+        run("ssh-keygen", "-q", "-t", kind, "-N", "", "-f", self.user_key)
         self.public = self.user_key.with_suffix(".pub").read_text()
         self.known_hosts = folder / f"{name}_known_hosts"
         self.port = 0
