@@ -13,6 +13,7 @@ from typing import Final
 from rtunnel.errors import RTunnelError
 from x2go_session.errors import X2GoError
 from x2go_session.events import (
+    QUESTION_TIMEOUT_S,
     Event,
     PrintJobArrived,
     PrintJobDone,
@@ -36,6 +37,7 @@ from x2go_session.services.questions import Questions
 from x2go_session.services.spool import Spool
 from x2go_session.session import Session
 
+ANSWER_TIMEOUT_S: Final = QUESTION_TIMEOUT_S
 # A job that is under way when the session ends gets what its program gets, and a bit.
 STOP_TIMEOUT_S: Final = STOP_GRACE_S + 2.0
 
@@ -128,7 +130,10 @@ class Printing:
         if session is None:
             return None
         question = PrintQuestion(
-            session=session.name, file=document.path, title=document.title
+            session=session.name,
+            file=document.path,
+            title=document.title,
+            timeout_s=ANSWER_TIMEOUT_S,
         )
         answer = self._questions.ask(session.events, question, PdfSave())
         if answer is None:
