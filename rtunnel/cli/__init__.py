@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "bench": ("rtunnel.cli.bench_command", "bench"),
     "demo": ("rtunnel.cli.demo", "demo"),
     "doctor": ("rtunnel.cli.doctor", "doctor"),
+    "gateway": ("rtunnel.cli.gateway_command", "gateway"),
     "open": ("rtunnel.cli.open_command", "open_tunnels"),
     "run": ("rtunnel.cli.run_command", "run"),
     "status": ("rtunnel.cli.status_command", "status"),

@@ -176,7 +176,7 @@ class Gateway:
             tuple(
                 connection_info(session, self._listeners.of(session))
                 for session in tuple(self._sessions)
-                if session.is_authenticated
+                if session.is_authenticated and session.is_alive()
             ),
             # No client at all is fine: what counts is that one may come.
             ready=self._port is not None and not self._closed,

@@ -315,6 +315,12 @@ class Session:
             log.error("cannot serve a client: conn=%s reason=%s", self, error)
             raise EOFError(str(error)) from error
         self._connection = connection
+        reason = self._house.on_login(self)
+        # Now the connection watches for the end, in the place of `_watch`.
+        connection.add_end_callback(self._on_transport_end)
+        if reason is not None:
+            log.warning("refused a client: address=%s reason=%s", self.address, reason)
+            self._fail(ProtocolError(reason, DisconnectCode.TOO_MANY_CONNECTIONS))
         key = self.login.key
         log.info(
             "client in: conn=%s user=%r address=%s key=%s place=%r",
@@ -324,16 +330,11 @@ class Session:
             key.fingerprint,
             key.place,
         )
-        reason = self._house.on_login(self)
-        if reason is not None:
-            log.warning("refused a client: conn=%s reason=%s", self, reason)
-            self._fail(ProtocolError(reason, DisconnectCode.TOO_MANY_CONNECTIONS))
         limits = self._house.limits
         if limits.client_alive_interval_s:
             self.transport.set_keepalive(
                 limits.client_alive_interval_s, limits.client_alive_count_max
             )
-        connection.add_end_callback(self._on_transport_end)
 
     # Global requests: taken on the transport's thread, served on the loop's.
 

@@ -19,7 +19,7 @@ def connection_info(
     return model.ConnectionInfo(
         name=str(session),
         destination=f"{session.login.user}@{session.address}",
-        state=model.CONNECTED if session.is_alive() else "closed",
+        state=model.CONNECTED,
         backend=session.backend,
         cipher=session.transport.remote_cipher,
         since=session.since,
