@@ -171,6 +171,7 @@ def _hold(
 ) -> None:
     """Connect, open all forwards, say so, and stay while the connection stands."""
     import rtunnel
+    from rtunnel.status.readiness import SelfTests
     from rtunnel.status.runtime import published
 
     if terminal.is_there():
@@ -182,7 +183,7 @@ def _hold(
         }
     telling = _Telling(destination)
     with (
-        published(telling.status, status_on) as server,
+        published(telling.status, status_on, SelfTests(telling.tunnels)) as server,
         rtunnel.connect(destination, **options) as tunnel,
     ):
         telling.tunnel = tunnel
@@ -227,6 +228,10 @@ class _Telling:
             connection = model.of_tunnel(where, tunnel, destination=where)
         ready = self.opened and model.works(connection)
         return model.of_process("open", self._started, (connection,), ready=ready)
+
+    def tunnels(self) -> list[tuple[str, Tunnel]]:
+        """Return the tunnel under its name, once it stands."""
+        return [] if self.tunnel is None else [(self._destination, self.tunnel)]
 
     def show_until_the_end(self, tunnel: Tunnel) -> None:
         """Show it live until the tunnel ends; raises what `Tunnel.wait` raises."""

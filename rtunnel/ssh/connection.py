@@ -325,6 +325,15 @@ class Connection:
         for _ in forwards:
             answered.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
+    def divert(self, forward: Forward, on_open: OnOpen) -> None:
+        """Give the opens of a forward to `on_open` from now on, instead.
+
+        Does nothing if the forward is not in force. Any thread.
+        """
+        with self._lock:
+            if forward in self._on_open:
+                self._on_open[forward] = on_open
+
     def _cancel_later(
         self, forward: Forward, on_answer: Callable[[], object] = lambda: None
     ) -> None:
