@@ -7,6 +7,7 @@ else of an X2Go server has a part in it.
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,6 +146,18 @@ def test_after_a_resume_it_is_on_the_port_that_the_session_has_then(
     session.use_ports(free_port(), free_port(), free_port())
     sound.start(session)
     assert sound.port == session.ports.sound != before
+    assert reaches_pulse(sound, tmp_path)
+    sound.stop()
+
+
+def test_a_port_that_is_taken_is_stood_in_for_by_another_one(
+    pulse: Pulse, session: Session, tmp_path: Path
+) -> None:
+    taken = session.ports.sound
+    sound = Sound(server=f"127.0.0.1:{pulse.port}", cookie=pulse.cookie)
+    with socket.create_server(("127.0.0.1", taken)):
+        sound.start(session)
+    assert sound.port == session.ports.sound != taken
     assert reaches_pulse(sound, tmp_path)
     sound.stop()
 

@@ -12,6 +12,7 @@ import os
 import shlex
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -20,11 +21,11 @@ import rtunnel
 from rtunnel.errors import RTunnelError
 from x2go_session.errors import ServiceError, X2GoError
 from x2go_session.events import ServiceFailed
+from x2go_session.services.ports import LOOPBACK, listen
 from x2go_session.session import Session
 
 log = logging.getLogger("x2go_session.services.sound")
 
-LOOPBACK: Final = "127.0.0.1"
 PULSE_PORT: Final = 4713
 ESD_PORT: Final = 16001
 CONNECT_TIMEOUT_S: Final = 5.0
@@ -85,7 +86,9 @@ class Sound:
         return {"PULSE_CLIENTCONFIG": _client_conf_path(self._session)}
 
     def start(self, session: Session) -> None:
-        """Put cookie and configuration on the server, and open the port. Blocks.
+        """Open the port, and put cookie and configuration on the server. Blocks.
+
+        Where the session's port is taken, the session gets another one.
 
         Raises `ServiceError` when there is no cookie, `ControlError` when the files
         cannot be written over there, and what `Tunnel.listen` raises.
@@ -96,18 +99,21 @@ class Sound:
         server, silence = find_server(self.system, self._server)
         self._session = session
         try:
+            self._listener = listen(
+                session.tunnel,
+                session.ports.sound,
+                to=server,
+                name=f"sound of {session.name}",
+                priority="interactive",
+            )
+            # The command is told this one.
+            session.ports = replace(session.ports, sound=self._listener.port)
             if self.system is SoundSystem.PULSE:
                 self._put(_cookie_path(session), cookie)
                 conf = client_conf(session, over_socket=server.startswith("unix:"))
                 self._put(_client_conf_path(session), conf.encode())
             else:
                 self._put(f"{session.control.home}/.esd_auth", cookie)
-            self._listener = session.tunnel.listen(
-                (LOOPBACK, session.ports.sound),
-                to=server,
-                name=f"sound of {session.name}",
-                priority="interactive",
-            )
         except BaseException:
             self.stop()
             raise
