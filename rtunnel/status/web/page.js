@@ -175,6 +175,8 @@ function show(status) {
   document.getElementById("trouble").textContent = "";
   const cards = status.connections.map((each) => connectionCard(each, seconds));
   const main = document.getElementById("connections");
+  // What somebody has marked to copy stays as it is.
+  if (!document.getSelection().isCollapsed) return;
   main.replaceChildren(...(cards.length
     ? cards : [element("section", { class: "faint", text: "no connections" })]));
 }
