@@ -29,6 +29,7 @@ from x2go_session.services.print_actions import PdfSave, Print
 from x2go_session.services.printing import Printing
 from x2go_session.services.sharing import Sharing
 from x2go_session.services.sound import Sound
+from x2go_session.states import State
 from x2go_session.terminal import Terminal
 
 # A session takes seconds to start, and a busy machine many more.
@@ -190,4 +191,20 @@ def test_all_of_it_works_again_after_a_resume(client: Client) -> None:
     client.print("Again")
     wait_until((client.folder / "saved" / "Again.pdf").exists, PATIENCE_S)
     client.run("sh", "-c", 'echo again >"$X2GO_MIMEBOX/again.txt"')
+    wait_until(lambda: len(client.viewer.calls()) == before + 1, PATIENCE_S)
+
+
+def test_all_of_it_works_again_on_another_connection(client: Client) -> None:
+    before = len(client.viewer.calls())
+    client.tunnel.transport.close()
+    assert client.terminal.wait_for(State.LOST, timeout_s=PATIENCE_S)
+    assert list(client.terminal.session.local_folder.glob("spool/*")) == []
+    client.tunnel = client.server.connect()
+    client.terminal.use(Control(client.tunnel))
+    client.terminal.resume()
+    assert client.told.of(ServiceFailed) == []
+    assert client.hears_the_session()
+    client.print("On another")
+    wait_until((client.folder / "saved" / "On_another.pdf").exists, PATIENCE_S)
+    client.run("sh", "-c", 'echo other >"$X2GO_MIMEBOX/other.txt"')
     wait_until(lambda: len(client.viewer.calls()) == before + 1, PATIENCE_S)

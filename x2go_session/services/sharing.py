@@ -221,7 +221,8 @@ class Sharing:
         """Unmount it, and forget it. Blocks.
 
         Raises `ServiceError` if it is not shared, or the server cannot unmount it, as
-        long as a program there uses it; then it stays shared.
+        long as a program there uses it; then it stays shared. On a connection that is
+        lost it is only forgotten.
         """
         folder = folder.absolute()
         with self._mounting:
@@ -230,7 +231,12 @@ class Sharing:
                 raise ServiceError(f"{folder} is not shared")
             session, running = self._session, self._running
             if entry.mount_point and session is not None and running is not None:
-                _unmount(session, entry)
+                try:
+                    _unmount(session, entry)
+                except RTunnelError:
+                    # With the connection the mount is lost, too.
+                    if session.control.is_alive:
+                        raise
                 if entry.share is not None:
                     running.folders.remove(entry.share)
             del self._entries[folder]
