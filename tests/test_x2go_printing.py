@@ -35,6 +35,7 @@ from x2go_session.services.print_actions import (
     print_action,
     printable_title,
 )
+from x2go_session.services.print_config import configured_action
 from x2go_session.services.print_queue import BadReadyFile, parse_ready
 from x2go_session.services.printing import Printing
 from x2go_session.session import Session
@@ -566,6 +567,9 @@ def test_an_open_dialog_ends_with_the_session(start: Start) -> None:
     spooled.print("Report")
     wait_until(lambda: spooled.told.of(PrintQuestion), PATIENCE_S)
     spooled.printing.stop()
+    (failed,) = spooled.told.of(PrintJobFailed)
+    assert isinstance(failed, PrintJobFailed)
+    assert failed.reason == "the session ended before there was an answer"
     assert not [t for t in threading.enumerate() if t.name.startswith("x2go-printing")]
     assert list(spooled.session.local_folder.iterdir()) == []
 
@@ -594,6 +598,43 @@ def test_actions_have_the_names_and_arguments_of_x2go(
         print_cmd="command",
     )
     assert made == action
+
+
+@pytest.mark.parametrize(
+    ("config", "action"),
+    [
+        (None, PdfView("xdg-open")),
+        ("[General]\nshowdialog=1\n", Dialog()),
+        ("[General]\npdfview=true\n[view]\ncommand=evince -f\n", PdfView("evince -f")),
+        ("[view]\nopen=0\n[save]\nfolder=printed/100%\n", PdfSave("printed/100%")),
+        ("[General]\npdfview=0\n", Print("PDF")),
+        ("[General]\npdfview=0\n[CUPS]\ndefaultprinter=\n", Print()),
+        (
+            "[General]\npdfview=False\n[print]\nstartcmd=1\ncommand=lp -n 2\nps=0\n",
+            PrintCommand("lp -n 2"),
+        ),
+    ],
+)
+def test_the_file_of_x2go_clients_says_which_action_it_is(
+    config: str | None, action: PrintAction, tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    if config is not None:
+        (tmp_path / "own" / "printing").write_text(config)
+        (tmp_path / "printing").write_text("[General]\nshowdialog=1\n")
+    folders = [tmp_path / "own", *([tmp_path] if config is not None else [])]
+    assert configured_action(folders) == action
+
+
+@pytest.mark.parametrize(
+    "config", ["no section\n", "[General]\npdfview=perhaps\n", "[view]\n[view]\n"]
+)
+def test_a_file_that_makes_no_sense_is_an_error_that_names_it(
+    config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "printing").write_text(config)
+    with pytest.raises(ServiceError, match=f"cannot understand {tmp_path}/printing"):
+        configured_action([tmp_path])
 
 
 def test_an_unknown_action_is_refused_with_those_that_there_are() -> None:

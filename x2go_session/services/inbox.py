@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
 from collections.abc import Callable
+
+log = logging.getLogger("x2go_session.services.inbox")
 
 
 class Inbox:
@@ -58,7 +61,10 @@ class Inbox:
                 name = self._next()
             if name is None:
                 return
-            self._settled(name)
+            try:
+                self._settled(name)
+            except Exception:
+                log.exception("not taken: inbox=%s", self._name)
 
     def _next(self) -> str | None:
         """Wait for the next name that settled; None when there are no more."""
