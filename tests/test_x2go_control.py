@@ -200,6 +200,20 @@ def test_an_agent_that_does_not_start_is_told_in_its_own_words(
         control.start_agent(SessionOptions())
 
 
+def test_an_agent_whose_port_was_taken_is_started_again(
+    fake_command: FakeCommand,
+) -> None:
+    fake_command("x2goterminate-session", 'echo "$1" >>~/ended')
+    control = fake_command(
+        "x2gostartagent",
+        "echo x >>~/tries; [ $(wc -l <~/tries) -gt 2 ] || "
+        f"{{ echo 'Agent with ID {NOBODY}. terminated' >&2; exit 12; }}; "
+        f"printf '%s\\n' 50 {'0' * 32} 1 {NOBODY} 1 2 3",
+    )
+    assert control.start_agent(SessionOptions()).name == NOBODY
+    assert control.run("cat ended; rm ended tries").lines == [NOBODY] * 2
+
+
 def test_lines_of_something_else_are_no_sessions(fake_command: FakeCommand) -> None:
     row = "1|x2gt-50-1700000000_stRxclock_dp24|50|vm|R||||||||||||"
     evil = row.replace("x2gt-50", "../../x2gt-50")

@@ -46,6 +46,8 @@ APPLICATIONS_TIMEOUT_S: Final = 60.0
 # How often the agent's state is looked at over there, and for how long at once.
 STATE_PAUSE_S: Final = 0.2
 STATE_WAIT_S: Final = 5.0
+# How long an agent may take to end.
+AGENT_END_S: Final = 10.0
 SERVER_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 # sshd's MaxSessions is 10 by default, for SFTP and whatever else the user runs, too.
 MOST_AT_ONCE: Final = 4
@@ -54,7 +56,9 @@ NOT_FOUND: Final = 127
 # Exit statuses of x2gostartagent and x2goresume-session.
 SHADOW_DENIED: Final = 8
 LIMIT_REACHED: Final = 9
+AGENT_DIED: Final = 12
 OVER: Final = 3
+START_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +258,18 @@ class Control:
     def start_agent(self, options: SessionOptions) -> StartedAgent:
         """Start a session. Its agent waits for our graphics for 60 s.
 
+        The server chooses a random port that nobody listens on, but that may be taken
+        all the same: the agent dies then, and another try gets another port.
+
         Raises `SessionLimitReached`, `AccessDenied` (shadowing), `NotInstalled`.
         """
-        result = self.run(commands.start_agent(options), AGENT_TIMEOUT_S)
+        for _ in range(START_ATTEMPTS):
+            result = self.run(commands.start_agent(options), AGENT_TIMEOUT_S)
+            if result.status != AGENT_DIED:
+                break
+            log.info("trying again: %s", result.words_of_failure)
+            if dead := replies.SESSION_NAME.search(result.stderr):
+                self.terminate_session(dead[0].rstrip("."))
         words = result.words_of_failure
         if result.status == LIMIT_REACHED:
             raise SessionLimitReached(
@@ -291,6 +304,18 @@ class Control:
     def terminate_session(self, name: str) -> None:
         """Have a session terminated. The server says nothing about names it lacks."""
         self.run(commands.words("x2goterminate-session", name), AGENT_TIMEOUT_S)
+
+    def end_agent(self, name: str, pid: int) -> None:
+        """See that the agent of a session ends; kill it if it outlives its session."""
+        alive = f"tr '\\0' ' ' </proc/{pid}/cmdline | grep -q -- 'X2GO-{name} '"
+        turns = int(AGENT_END_S / STATE_PAUSE_S)
+        self.run(
+            f"there() {{ {alive}; }} 2>/dev/null; n=0; "
+            f"while there && [ $n -lt {turns} ]; "
+            f"do n=$((n+1)); sleep {STATE_PAUSE_S}; done; "
+            f"there && kill {pid} && sleep 1 && there && kill -KILL {pid}",
+            AGENT_END_S + self.timeout_s,
+        )
 
     def exit_message(self, name: str) -> str:
         """What the session's command wrote; the server keeps it for 10 s after it."""

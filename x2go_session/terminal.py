@@ -25,11 +25,10 @@ from pathlib import Path
 from typing import Final
 
 from rtunnel.errors import RTunnelError
-from x2go_session import commands, events
+from x2go_session import agent, commands, events
 from x2go_session.control import Control
 from x2go_session.errors import (
     AccessDenied,
-    ControlError,
     GraphicsError,
     NoSuchCommand,
     NoSuchSession,
@@ -47,18 +46,11 @@ log = logging.getLogger("x2go_session.terminal")
 SESSIONS_ROOT: Final = "~/.x2go"
 # The agent gives up after 60 s without its nxproxy; so may we.
 RUNNING_TIMEOUT_S: Final = 75.0
-# Suspending takes the agent 5 to 7 s on an idle server.
-SETTLE_TIMEOUT_S: Final = 75.0
 # From the end of nxproxy until the server lists what became of the session: the agent
 # needs 4 s to notice, and as long again to suspend.
 FATE_TIMEOUT_S: Final = 20.0
 PROXY_TIMEOUT_S: Final = 10.0
 PAUSE_S: Final = 0.3
-# The agent's own words for its states.
-RUNNING: Final = "RUNNING"
-SUSPENDED: Final = "SUSPENDED"
-# Nothing is under way in these; no word: there is no agent.
-SETTLED: Final = (RUNNING, SUSPENDED, "TERMINATED", "")
 NO_EXEC: Final = "X2GORUNCOMMAND ERR NOEXEC:"
 
 
@@ -167,12 +159,16 @@ class Terminal:
         self._check_program()
         self._tell_progress(20, "starting the agent")
         try:
-            agent = self._control.start_agent(self.options)
+            started = self._control.start_agent(self.options)
         except AccessDenied:
             self.events.emit(events.DesktopSharingDenied(desktop=self.options.desktop))
             raise
         self._session = self._session_of(
-            agent.name, agent.display, agent.cookie, agent.agent_pid, agent.ports
+            started.name,
+            started.display,
+            started.cookie,
+            started.agent_pid,
+            started.ports,
         )
         self._show()
         self._tell_progress(50, "starting services")
@@ -206,9 +202,8 @@ class Terminal:
         )
         self._tell_progress(40, "waiting for the agent")
         deadline = time.monotonic() + RUNNING_TIMEOUT_S
-        while (state := self._control.wait_state(session.name, (RUNNING,), 2.0)) != (
-            RUNNING
-        ):
+        name, running = session.name, (agent.RUNNING,)
+        while (state := self._control.wait_state(name, running, 2.0)) not in running:
             if not self._graphics.proxy.is_running:
                 words = self._graphics.proxy.last_words()
                 raise GraphicsError(f"nxproxy ended before the session ran: {words}")
@@ -226,7 +221,7 @@ class Terminal:
         self._hide()
         if self._session is not None:
             with contextlib.suppress(X2GoError, RTunnelError):
-                self._end_on_server(self._session.name)
+                agent.end(self._control, self._session)
             shutil.rmtree(self._session.local_folder, ignore_errors=True)
 
     # Suspending and resuming.
@@ -239,14 +234,16 @@ class Terminal:
             self.services.stop()
             try:
                 self._control.suspend_session(session.name)
-                state = self._settle(session.name, (SUSPENDED, "TERMINATED", ""))
+                state = agent.settle(
+                    self._control, session.name, (agent.SUSPENDED, *agent.OVER)
+                )
             except NoSuchSession:
                 self._ended(by_us=False)
                 raise
             except RTunnelError as error:
                 self._lose(error)
                 raise
-            if state != SUSPENDED:
+            if state != agent.SUSPENDED:
                 self._ended(by_us=False)
                 raise NoSuchSession(f"{session.name} ended instead of being suspended")
             self._hide(PROXY_TIMEOUT_S)
@@ -277,7 +274,7 @@ class Terminal:
         check_client(self._environment)
         self._fix_geometry()
         self._tell_progress(15, "waiting until it can be resumed")
-        self._settle(session.name, SETTLED)
+        agent.settle(self._control, session.name)
         self._tell_progress(20, "resuming")
         ports = self._control.resume_session(session.name, self.options)
         session.use_ports(ports.graphics, ports.sound, ports.sharing)
@@ -314,7 +311,7 @@ class Terminal:
             session = self.session
             self.services.stop()
             try:
-                self._end_on_server(session.name)
+                agent.end(self._control, session)
             except RTunnelError as error:
                 self._lose(error)
                 raise
@@ -338,26 +335,6 @@ class Terminal:
         """
         environment = self.services.environment
         self._control.run(commands.run_published(self.session, exec_line, environment))
-
-    def _end_on_server(self, name: str) -> None:
-        """Terminate a session over there, once that is possible, and see it gone."""
-        self._settle(name, SETTLED)
-        self._control.terminate_session(name)
-        self._settle(name, ("TERMINATED", ""))
-        folder = self._control.session_folder(name)
-        self._control.run(f'rm -rf -- "$(readlink -- {folder})" && rm -f -- {folder}')
-
-    def _settle(self, name: str, states: Iterable[str]) -> str:
-        """Wait until the agent is in one of these states; return what it is in."""
-        wanted = tuple(states)
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        while (state := self._control.wait_state(name, wanted)) not in wanted:
-            if time.monotonic() > deadline:
-                raise ControlError(
-                    f"the agent of {name} is {state} still, after "
-                    f"{SETTLE_TIMEOUT_S:.0f} s"
-                )
-        return state
 
     # What happens by itself.
 
@@ -391,7 +368,7 @@ class Terminal:
         # The agent notices by itself that its nxproxy is gone, and suspends.
         while True:
             info = self._control.find_session(name)
-            if info is None or self._control.state(name) == "TERMINATED":
+            if info is None or self._control.state(name) == agent.TERMINATED:
                 self._ended(by_us=False)
                 return
             if info.is_suspended:
