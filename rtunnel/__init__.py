@@ -23,6 +23,7 @@ from rtunnel._version import __version__
 logging.getLogger("rtunnel").addHandler(logging.NullHandler())
 
 if TYPE_CHECKING:
+    from rtunnel import aio as aio
     from rtunnel import pump as pump
     from rtunnel.addresses import Destination
     from rtunnel.ssh.command import CommandOutput as CommandOutput
@@ -55,7 +56,7 @@ _HOME: Final = {
     "put_file": "rtunnel.ssh.command",
     "run_command": "rtunnel.ssh.command",
 }
-_MODULES: Final = ("pump",)
+_MODULES: Final = ("aio", "pump")
 
 __all__ = [
     "CommandOutput",
@@ -70,6 +71,7 @@ __all__ = [
     "TunnelStats",
     "Visitor",
     "__version__",
+    "aio",
     "connect",
     "errors",
     "pump",

@@ -7,7 +7,7 @@ Four nouns, and one parser for each:
 * a *bind* is where the server listens: a port, `address:port`, or the path of a
   Unix socket on the server;
 * a *target* is where a connection is taken to: `host:port`, or the path of a Unix
-  socket here;
+  socket here; a service (`rtunnel.services`) may stand in its place;
 * a *forward* is both, as ssh(1) writes it after `-R`:
   `[bind_address:]port:host:hostport`.
 
@@ -32,6 +32,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from rtunnel.errors import InvalidAddress
+from rtunnel.services import Service, SocksService, parse_service, split_at_service
 
 LAST_PORT: Final = 65535
 # sun_path of Linux's sockaddr_un has 108 bytes, the last of them NUL.
@@ -206,8 +207,19 @@ def parse_bind(bind: int | str | tuple[str, int] | Bind) -> Bind:
     raise _invalid("bind", bind, "expected a port, (address, port) or a socket path")
 
 
-def parse_target(target: str | tuple[str, int] | Target) -> Target:
-    """Read where connections shall be taken to, on this side.
+def parse_target(target: str | tuple[str, int] | Target | Service) -> Target | Service:
+    """Read where connections shall be taken to, or what serves them, on this side.
+
+    What `parse_address` reads, or the text of a service. Raises `InvalidAddress`.
+    """
+    if isinstance(target, Service):
+        return target
+    service = parse_service(target) if isinstance(target, str) else None
+    return parse_address(target) if service is None else service
+
+
+def parse_address(target: str | tuple[str, int] | Target) -> Target:
+    """Read where to connect to.
 
     `"host:port"`, `"[::1]:port"`, `(host, port)`, or a socket path (`"/path"` or
     `"unix:/path"`). Raises `InvalidAddress`.
@@ -226,14 +238,32 @@ def parse_target(target: str | tuple[str, int] | Target) -> Target:
     raise _invalid("target", target, "expected host:port or a socket path")
 
 
-def parse_forward(spec: str) -> tuple[Bind, Target]:
+def parse_address_and_port(text: str, what: str) -> tuple[str, str]:
+    """Read `host:port`, where either may be `*`; the port is not looked at.
+
+    Raises `InvalidAddress`.
+    """
+    fields = _split(text, what, text)
+    if len(fields) != 2:
+        raise _invalid(what, text, "expected host:port; put IPv6 in brackets")
+    host = _unbracketed(fields[0])
+    if host != "*":
+        _check_host(host, what)
+    return host, fields[1]
+
+
+def parse_forward(spec: str) -> tuple[Bind, Target | Service]:
     """Read a remote forward as ssh(1) writes it after `-R`.
 
     The bind is `port`, `address:port` or a socket path on the server; then a colon;
-    the target is `host:port` or a socket path here. Paths begin with `/` and may
-    have `unix:` in front; a backslash keeps a colon of a path from ending it.
-    Raises `InvalidAddress`.
+    the target is `host:port`, a socket path here, or a service. Paths begin with `/`
+    and may have `unix:` in front; a backslash keeps a colon of a path from ending it.
+    A bind alone is a SOCKS proxy. Raises `InvalidAddress`.
     """
+    served = split_at_service(spec)
+    if served is not None:
+        head, service = served
+        return _forward_bind(_split(head, "forward", spec, escapes=True), spec), service
     fields = _split(spec, "forward", spec, escapes=True)
     first_path = next((i for i, f in enumerate(fields) if _is_path(f)), None)
     if first_path == 0:
@@ -246,16 +276,14 @@ def parse_forward(spec: str) -> tuple[Bind, Target]:
         bind = _tcp_bind(fields[:-2], spec)
         rest = fields[-2:]
     elif first_path is None and len(fields) < 3:
-        raise _invalid(
-            "forward",
-            spec,
-            "a target is missing (a remote SOCKS proxy is not offered); expected "
-            "[bind_address:]port:host:hostport",
-        )
+        if len(fields) == 2 and fields[0].isdigit():
+            why = f"a host is missing; expected {fields[0]}:localhost:{fields[1]}"
+            raise _invalid("forward", spec, why)
+        return _forward_bind(fields, spec), SocksService()
     else:
         raise _invalid("forward", spec, "expected [bind_address:]port:host:hostport")
     if not rest:
-        raise _invalid("forward", spec, "a target is missing; expected host:port")
+        return bind, SocksService()
     if _is_path(rest[0]):
         if len(rest) > 1:
             raise _invalid("forward", spec, f"nothing may follow {rest[0]!r}")
@@ -263,12 +291,19 @@ def parse_forward(spec: str) -> tuple[Bind, Target]:
     return bind, _tcp_target(rest, spec)
 
 
-def format_forward(bind: Bind, target: Target) -> str:
+def format_forward(bind: Bind, target: Target | Service) -> str:
     """Write a forward so that `parse_forward` reads the same back."""
     return f"{_escaped(bind)}:{_escaped(target)}"
 
 
-def _escaped(part: Bind | Target) -> str:
+def _forward_bind(fields: list[str], spec: str) -> Bind:
+    """Return the bind of a forward whose target has been taken off."""
+    if len(fields) == 1 and _is_path(fields[0]):
+        return UnixBind(fields[0])
+    return _tcp_bind(fields, spec)
+
+
+def _escaped(part: Bind | Target | Service) -> str:
     if isinstance(part, UnixBind | UnixTarget):
         path = part.path.replace("\\", "\\\\").replace(":", "\\:")
         return f"{_UNIX_PREFIX}{path}"

@@ -23,6 +23,13 @@ from rtunnel.addresses import (
     parse_target,
 )
 from rtunnel.errors import InvalidAddress
+from rtunnel.services import (
+    AppService,
+    ExecService,
+    FolderService,
+    Service,
+    SocksService,
+)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +138,15 @@ def test_a_bad_bind_is_refused_with_the_reason(bind: object, says: str) -> None:
         ("unix:/run/x", UnixTarget("/run/x")),
         ("/run/x", UnixTarget("/run/x")),
         (TcpTarget("a", 1), TcpTarget("a", 1)),
+        ("socks", SocksService()),
+        ("folder:.", FolderService(".")),
+        ("exec:80", TcpTarget("exec", 80)),
+        (ExecService("true"), ExecService("true")),
     ],
 )
-def test_a_target_is_read(target: str | tuple[str, int], expected: Target) -> None:
+def test_a_target_is_read(
+    target: str | tuple[str, int], expected: Target | Service
+) -> None:
     assert parse_target(target) == expected
 
 
@@ -174,23 +187,36 @@ def test_a_bad_target_is_refused_with_the_reason(target: object, says: str) -> N
         ("/r.sock:/l.sock", UnixBind("/r.sock"), UnixTarget("/l.sock")),
         ("unix:/r:unix:/l", UnixBind("/r"), UnixTarget("/l")),
         (r"/r\:1:/l\\2", UnixBind("/r:1"), UnixTarget("/l\\2")),
+        ("1080", TcpBind("localhost", 1080), SocksService()),
+        ("[::1]:1080", TcpBind("::1", 1080), SocksService()),
+        ("/r.sock", UnixBind("/r.sock"), SocksService()),
+        ("1080:socks", TcpBind("localhost", 1080), SocksService()),
+        ("*:80:folder:/srv/a:b", TcpBind("", 80), FolderService("/srv/a:b")),
+        ("80:exec:a | b :c", TcpBind("localhost", 80), ExecService("a | b :c")),
+        ("/r:exec:[ -t 0 ]", UnixBind("/r"), ExecService("[ -t 0 ]")),
+        ("80:app:a.b:c", TcpBind("localhost", 80), AppService("a.b", "c")),
+        ("80:app:81", TcpBind("localhost", 80), TcpTarget("app", 81)),
+        (r"/r\:exec\:x:a:81", UnixBind("/r:exec:x"), TcpTarget("a", 81)),
     ],
 )
-def test_a_forward_is_read(spec: str, bind: Bind, target: Target) -> None:
+def test_a_forward_is_read(spec: str, bind: Bind, target: Target | Service) -> None:
     assert parse_forward(spec) == (bind, target)
 
 
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("", "target is missing"),
-        ("8080", "target is missing.*SOCKS"),
-        ("localhost:8080", "target is missing"),
+        ("", "'' is not a port number"),
+        ("8080:3000", "a host is missing; expected 8080:localhost:3000"),
+        ("x:exec:true", "'x' is not a port number"),
+        ("80:exec: ", "command is missing"),
+        ("80:folder:", "path is missing"),
+        ("80:app:module", "expected app:module:attribute"),
+        ("80:app:a b:c", "expected app:module:attribute"),
         ("a:1:b:2:c", "expected"),
         ("::1:80:a:81", "expected"),
         ("80:a:b", "'b' is not a port number"),
         ("x:a:81", "'x' is not a port number"),
-        ("/r", "target is missing"),
         ("/r:a", "expected host:port"),
         ("80:/l:x", "nothing may follow"),
         ("a:b:c:/l", "expected"),
@@ -224,6 +250,18 @@ _binds: st.SearchStrategy[Bind] = st.builds(
 _targets: st.SearchStrategy[Target] = st.builds(
     TcpTarget, _hosts, st.integers(1, 65535)
 ) | st.builds(UnixTarget, _paths)
+_texts = st.text(
+    st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1
+)
+_identifiers = st.from_regex(r"[a-z_]\w*(\.[a-z_]\w*)?", fullmatch=True)
+_services: st.SearchStrategy[Service] = (
+    st.builds(SocksService)
+    | st.builds(FolderService, _texts.filter(lambda text: not text.isdigit()))
+    | st.builds(
+        ExecService, _texts.filter(lambda text: text.strip() and not text.isdigit())
+    )
+    | st.builds(AppService, _identifiers, _identifiers)
+)
 _destinations = st.builds(
     Destination, st.none() | _names, _hosts, st.none() | st.integers(1, 65535)
 )
@@ -244,8 +282,8 @@ def test_a_target_reads_back(target: Target) -> None:
     assert parse_target(str(target)) == target
 
 
-@given(_binds, _targets)
-def test_a_forward_reads_back(bind: Bind, target: Target) -> None:
+@given(_binds, _targets | _services)
+def test_a_forward_reads_back(bind: Bind, target: Target | Service) -> None:
     assert parse_forward(format_forward(bind, target)) == (bind, target)
 
 

@@ -25,7 +25,10 @@ LAYERS = {
         "rtunnel.errors",
         "rtunnel.forwards",
         "rtunnel.halfclose",
+        "rtunnel.policy",
         "rtunnel.proxy_protocol",
+        "rtunnel.services",
+        "rtunnel.socks",
         "rtunnel.stats",
         "rtunnel.window",
         "rtunnel.wire",
@@ -50,7 +53,7 @@ LAYERS = {
         "rtunnel.toml_file",
     ),
     # The public names. Lower layers do not go through them.
-    "public": ("rtunnel",),
+    "public": ("rtunnel", "rtunnel.aio"),
     "face": ("rtunnel.bench.", "rtunnel.cli.", "rtunnel.status.", "rtunnel.__main__"),
 }
 ORDER = list(LAYERS)

@@ -20,7 +20,9 @@ from rtunnel.cli import exit_status, logs, terminal
 from rtunnel.cli.ending import ToldToEnd, told_to_end_by_signals
 from rtunnel.cli.exit_status import ExitStatus
 from rtunnel.cli.status_command import serve_option
+from rtunnel.cli.visitor_options import rules_for, visitor_options
 from rtunnel.errors import ConnectionLost, InvalidAddress
+from rtunnel.services import Service
 
 if TYPE_CHECKING:
     from rtunnel import Listener, Tunnel
@@ -57,8 +59,10 @@ def _read_by(
     multiple=True,
     required=True,
     help="Listen on the server; take connections to host:hostport from here. Also "
-    "port:unix:/path, /remote.sock:host:port, *:port:..., [::1]:port:...; port 0 lets "
-    "the server choose. May be given more than once: all are opened, or none.",
+    "port:unix:/path, /remote.sock:host:port, *:port:..., [::1]:port:...; port alone "
+    "for a SOCKS proxy; port:folder:/path, port:exec:command, port:app:module:object. "
+    "Port 0 lets the server choose. May be given more than once: all are opened, or "
+    "none.",
 )
 @click.option("-p", "port", type=click.IntRange(1, 65535), help="Port of the server.")
 @click.option("-l", "user", metavar="USER", help="User on the server.")
@@ -92,6 +96,7 @@ def _read_by(
 @click.option("-4", "family", flag_value="inet", help="Connect by IPv4 only.")
 @click.option("-6", "family", flag_value="inet6", help="Connect by IPv6 only.")
 @click.option("-C", "compression", is_flag=True, help="Compress; the engine cannot.")
+@visitor_options
 @serve_option
 @click.option(
     "--tui", "live_view", is_flag=True, help="Show live what the tunnels are doing."
@@ -108,7 +113,7 @@ def _read_by(
 @click.argument("destination", callback=_read_by(parse_destination))
 def open_tunnels(
     *,
-    forwards: tuple[tuple[Bind, Target], ...],
+    forwards: tuple[tuple[Bind, Target | Service], ...],
     destination: Destination,
     user: str | None,
     port: int | None,
@@ -127,6 +132,7 @@ def open_tunnels(
     log_format: logs.LogFormat,
     quiet: bool,
     as_always: bool,
+    **rules: Any,
 ) -> ExitStatus:
     """Open reverse tunnels through the SSH server DESTINATION.
 
@@ -138,6 +144,7 @@ def open_tunnels(
         rtunnel open -R 8080:localhost:3000 user@host
     """
     logs.show(verbosity, quiet, log_format)
+    listening = rules_for(forwards, rules)
     flags = {
         "AddressFamily": family,
         "BindAddress": bind_address,
@@ -156,7 +163,7 @@ def open_tunnels(
     }
     try:
         with told_to_end_by_signals():
-            _hold(destination, options, forwards, status_on, live_view)
+            _hold(destination, options, forwards, listening, status_on, live_view)
     except ToldToEnd:
         return ExitStatus.ENDED
     return ExitStatus.CONNECTION_LOST
@@ -165,7 +172,8 @@ def open_tunnels(
 def _hold(
     destination: Destination,
     options: dict[str, Any],
-    forwards: tuple[tuple[Bind, Target], ...],
+    forwards: tuple[tuple[Bind, Target | Service], ...],
+    rules: list[dict[str, Any]],
     status_on: tuple[str, int] | None,
     live_view: bool,
 ) -> None:
@@ -189,7 +197,10 @@ def _hold(
         telling.tunnel = tunnel
         # All or nothing, as with ExitOnForwardFailure=yes: a refused forward ends the
         # connection, and with it those that were opened before.
-        listeners = [tunnel.listen(bind, to=target) for bind, target in forwards]
+        listeners = [
+            tunnel.listen(bind, to=target, **rule)
+            for (bind, target), rule in zip(forwards, rules, strict=True)
+        ]
         for listener, (_, target) in zip(listeners, forwards, strict=True):
             click.echo(f"listening on {_place(destination, listener)} -> {target}")
         telling.opened = True

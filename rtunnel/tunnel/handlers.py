@@ -1,4 +1,4 @@
-"""What serves the visitors of a listener: a target, a function, or `accept()`.
+"""What serves visitors: a target, a service, a function, or `accept()`.
 
 A handler is offered each visit on the transport's thread and may not block there. It
 decides the visit sooner or later, from any thread: it accepts with a socket that the
@@ -15,13 +15,17 @@ import re
 import socket
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, get_args
 
-from rtunnel.addresses import Target, parse_target
+from rtunnel.addresses import Target, TcpTarget, UnixTarget, parse_target
 from rtunnel.errors import ListenerClosed, OpenFailureCode
+from rtunnel.policy import Policy
+from rtunnel.proxy_protocol import encode
+from rtunnel.services import ExecService, FolderService, Service, SocksService
 from rtunnel.tunnel.dialler import Dialler
+from rtunnel.tunnel.workers import CoroutineRunner, Workers
 
 if TYPE_CHECKING:
     from rtunnel.tunnel.listener import Listener
@@ -47,7 +51,9 @@ class Visitor:
 
 AnyFunction: TypeAlias = Callable[..., Any]
 # What `listen(to=...)` takes.
-HandlerSpec: TypeAlias = str | tuple[str, int] | Target | AnyFunction | None
+HandlerSpec: TypeAlias = (
+    "str | tuple[str, int] | Target | Service | AnyFunction | AcceptQueue | None"
+)
 
 
 class Handler(Protocol):
@@ -60,63 +66,23 @@ class Handler(Protocol):
         """The listener is closed. Never blocks."""
 
 
-class Workers:
-    """The threads that the handlers of one tunnel share."""
-
-    def __init__(self) -> None:
-        self.dialler = Dialler()
-        self.loop = LoopThread()
-        self._lock = threading.Lock()
-        self._threads: set[threading.Thread] = set()
-
-    def start(self, name: str, function: Callable[[], None]) -> None:
-        """Run a function on a thread of its own. Raises RuntimeError if none starts."""
-
-        def run() -> None:
-            try:
-                function()
-            finally:
-                with self._lock:
-                    self._threads.discard(thread)
-
-        thread = threading.Thread(target=run, name=name, daemon=True)
-        with self._lock:
-            self._threads.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:
-            with self._lock:
-                self._threads.discard(thread)
-            raise
-
-    def close(self, *, cancel: bool) -> None:
-        """End the shared threads; `cancel` breaks off coroutines that still run."""
-        self.dialler.close()
-        self.loop.close(cancel=cancel)
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for the threads: `timeout_s` for each of those that run user code."""
-        self.dialler.join(timeout_s)
-        self.loop.join(timeout_s)
-        with self._lock:
-            threads = list(self._threads)
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(timeout_s)
-
-
 def make_handler(
-    to: HandlerSpec, workers: Workers, connect_timeout_s: float, backlog: int
+    to: HandlerSpec, workers: Workers, policy: Policy, backlog: int
 ) -> tuple[Handler, str]:
     """Return the handler for what `listen` was given, and what to call it.
 
-    Raises `InvalidAddress` for a target that cannot be understood, TypeError for a
-    function that takes other arguments.
+    Raises `InvalidAddress` for a target that cannot be understood, `ConfigError` for
+    a service that cannot run here, TypeError for a function that takes other
+    arguments, ValueError for a policy that does not go with it.
     """
+    if isinstance(to, AcceptQueue):
+        return to, "accept()"
     if to is None:
+        _check(policy, "accept()")
         return AcceptQueue(backlog), "accept()"
     if callable(to):
         name = getattr(to, "__qualname__", type(to).__name__)
+        _check(policy, "a function")
         if _is_async(to):
             takes_visitor = _takes_visitor(to, 2, "(reader, writer)")
             return AsyncHandler(to, takes_visitor, workers.loop), f"{name}()"
@@ -124,21 +90,58 @@ def make_handler(
             to, _takes_visitor(to, 1, "(conn)"), workers
         ), f"{name}()"
     target = parse_target(to)
-    return TargetHandler(target, workers.dialler, connect_timeout_s), str(target)
+    if isinstance(target, TcpTarget | UnixTarget):
+        _check(policy, "a target", is_target=True)
+        return TargetHandler(target, workers.dialler, policy), str(target)
+    _check(policy, str(target), is_socks=isinstance(target, SocksService))
+    return _make_service(target, workers, policy), str(target)
+
+
+def _make_service(service: Service, workers: Workers, policy: Policy) -> Handler:
+    # Each is loaded when it is used: most tunnels have none of them.
+    if isinstance(service, SocksService):
+        from rtunnel.tunnel.socks_handler import SocksHandler
+
+        return SocksHandler(workers, policy)
+    if isinstance(service, FolderService):
+        from rtunnel.tunnel.folder import serve_folder
+
+        return FunctionHandler(serve_folder(service), True, workers)
+    if isinstance(service, ExecService):
+        from rtunnel.tunnel.execute import ExecHandler
+
+        return ExecHandler(service, workers)
+    from rtunnel.tunnel.app import AppHandler
+
+    return AppHandler(service, workers)
+
+
+def _check(
+    policy: Policy, what: str, *, is_target: bool = False, is_socks: bool = False
+) -> None:
+    """Refuse rules that would mean nothing: whoever gives them relies on them."""
+    if policy.proxy_protocol is not None and not is_target:
+        raise ValueError(f"proxy_protocol is for targets; {what} is none")
+    if policy.permit_open is not None and not is_socks:
+        raise ValueError(f"permit_open is for `socks`; {what} dials nothing on demand")
 
 
 class TargetHandler:
     """Takes visitors to a host and port, or a Unix socket, on this side."""
 
-    def __init__(
-        self, target: Target, dialler: Dialler, connect_timeout_s: float
-    ) -> None:
+    def __init__(self, target: Target, dialler: Dialler, policy: Policy) -> None:
         self._target = target
         self._dialler = dialler
-        self._connect_timeout_s = connect_timeout_s
+        self._policy = policy
 
     def offer(self, visit: Visit) -> None:
         def dialled(result: socket.socket | OSError) -> None:
+            if isinstance(result, socket.socket):
+                try:
+                    self._introduce(visit, result)
+                except OSError as error:
+                    result.close()
+                    result = error
             if isinstance(result, OSError):
                 reason = result.strerror or str(result)
                 visit.refuse(
@@ -149,10 +152,21 @@ class TargetHandler:
             else:
                 visit.accept(result)
 
-        self._dialler.dial(self._target, self._connect_timeout_s, dialled)
+        self._dialler.dial(self._target, self._policy.connect_timeout_s, dialled)
 
     def close(self) -> None:
         """Nothing of its own: the dialler belongs to the tunnel."""
+
+    def _introduce(self, visit: Visit, sock: socket.socket) -> None:
+        """Say whose connection it is, if the target is to know.
+
+        Nothing else has been sent on it, so that its buffer takes the header at once.
+        """
+        if self._policy.proxy_protocol is not None:
+            visitor = visit.visitor
+            here = visitor.listener.place_seen_from(visitor.address)
+            source = (visitor.address, visitor.port)
+            sock.sendall(encode(self._policy.proxy_protocol, source, here))
 
 
 class FunctionHandler:
@@ -199,7 +213,7 @@ class AsyncHandler:
         self,
         function: Callable[..., Awaitable[object]],
         takes_visitor: bool,
-        loop: LoopThread,
+        loop: CoroutineRunner,
     ) -> None:
         self._function = function
         self._takes_visitor = takes_visitor
@@ -231,75 +245,6 @@ class AsyncHandler:
                 log.debug("closing failed: chan=%s error=%s", visit, error)
 
 
-class LoopThread:
-    """One asyncio loop on a thread of its own, made with the first coroutine."""
-
-    def __init__(self) -> None:
-        # Protected by _lock.
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        # Only on the loop's thread.
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def run(self, coroutine: Coroutine[Any, Any, None]) -> bool:
-        """Start a coroutine; False (and the coroutine closed) after `close`."""
-        with self._lock:
-            if self._closed:
-                coroutine.close()
-                return False
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._loop,), name="rtunnel-asyncio",
-                    daemon=True,
-                )  # fmt: skip
-                self._thread.start()
-            self._loop.call_soon_threadsafe(self._start, coroutine)
-            return True
-
-    def close(self, *, cancel: bool) -> None:
-        """End the thread when the coroutines are done; `cancel` breaks them off."""
-        with self._lock:
-            self._closed = True
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._stop, cancel)
-
-    def join(self, timeout_s: float) -> None:
-        """Wait for the thread to end, unless it is the caller."""
-        thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout_s)
-
-    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_forever()
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.run_until_complete(loop.shutdown_default_executor())
-            with self._lock:
-                loop.close()
-
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if self._closed and not self._tasks:
-            asyncio.get_running_loop().stop()
-
-    def _stop(self, cancel: bool) -> None:
-        if not self._tasks:
-            asyncio.get_running_loop().stop()
-        elif cancel:
-            for task in self._tasks:
-                task.cancel()
-
-
 class AcceptQueue:
     """Keeps visitors for `Listener.accept()`, as the kernel does behind listen(2).
 
@@ -313,6 +258,8 @@ class AcceptQueue:
         self._changed = threading.Condition()
         self._queue: deque[tuple[Visit, socket.socket]] = deque()
         self._closed = False
+        # Called when a visitor may be there, or never will: must be quick.
+        self.on_change: Callable[[], object] = _nobody_cares
 
     def offer(self, visit: Visit) -> None:
         with self._changed:
@@ -323,6 +270,7 @@ class AcceptQueue:
                 if conn is not None:
                     self._queue.append((visit, conn))
                     self._changed.notify()
+                    self.on_change()
                 return
         visit.refuse(
             OpenFailureCode.RESOURCE_SHORTAGE,
@@ -351,6 +299,7 @@ class AcceptQueue:
                 conn.close()
             self._queue.clear()
             self._changed.notify_all()
+            self.on_change()
 
     def _drop_aborted(self) -> None:
         """Forget visitors that were reset by `pause` while they waited."""
@@ -358,6 +307,10 @@ class AcceptQueue:
             if visit.aborted:
                 conn.close()
                 self._queue.remove((visit, conn))
+
+
+def _nobody_cares() -> None:
+    """Nobody waits for visitors but by `take`."""
 
 
 _BY_POSITION: Final = (

@@ -11,7 +11,7 @@ from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from rtunnel.addresses import Bind
+from rtunnel.addresses import ALL_INTERFACES, LOOPBACK, Bind
 from rtunnel.errors import (
     ConnectionLost,
     ListenerClosed,
@@ -20,6 +20,7 @@ from rtunnel.errors import (
     RequestTimeout,
 )
 from rtunnel.forwards import Forward
+from rtunnel.policy import Policy
 from rtunnel.ssh.arrivals import ChannelOpen
 from rtunnel.ssh.connection import Connection
 from rtunnel.ssh.relay import Priority, RelayEnd
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from rtunnel.tunnel.tunnel import Tunnel
 
 log = logging.getLogger("rtunnel.tunnel.listener")
+# One record when a connection begins, and one when it ends.
+connections_log = logging.getLogger("rtunnel.connections")
 
 # How long `close` waits for the server to say that the port is free.
 CANCEL_TIMEOUT_S: Final = 10.0
@@ -72,12 +75,12 @@ class Listener:
         handler: Handler,
         target: str,
         name: str | None,
-        priority: Priority,
+        policy: Policy,
     ) -> None:
         # Read-only after construction.
         self.tunnel = tunnel
         self.target = target
-        self.priority: Priority = priority
+        self.policy = policy
         self._name = name
         self._connection = connection
         self._forward = forward
@@ -122,6 +125,11 @@ class Listener:
         return self._forward.port
 
     @property
+    def priority(self) -> Priority:
+        """Who goes first where several connections share the tunnel."""
+        return self.policy.priority
+
+    @property
     def state(self) -> ListenerState:
         """What it does now."""
         return self._state
@@ -147,7 +155,7 @@ class Listener:
             self._set_state(ListenerState.PAUSED)
             visits = list(self._visits)
         for visit in visits:
-            visit.abort()
+            visit.abort("paused")
 
     def resume(self) -> None:
         """Take visitors again. Never blocks. Raises `ListenerClosed`."""
@@ -236,15 +244,47 @@ class Listener:
         """Take a visitor or turn it away. On the transport's thread."""
         visit = Visit(self, pending)
         with self._changed:
-            listening = self._state is ListenerState.LISTENING
+            state = self._state
+            count = len(self._visits)
             self._visits.add(visit)
-        if listening:
-            self._handler.offer(visit)
-        else:
+        most = self.policy.max_connections
+        if state is not ListenerState.LISTENING:
             visit.refuse(
                 OpenFailureCode.ADMINISTRATIVELY_PROHIBITED,
-                f"{self.name} is {self._state.value}",
+                f"{self.name} is {state.value}",
             )
+        elif not self.policy.admits(visit.visitor.address):
+            visit.refuse(
+                OpenFailureCode.ADMINISTRATIVELY_PROHIBITED,
+                f"{self.name} takes no visitors from there",
+            )
+        elif most is not None and count >= most:
+            visit.refuse(
+                OpenFailureCode.RESOURCE_SHORTAGE,
+                f"{self.name} has {most} connections, and may have no more",
+            )
+        else:
+            self._handler.offer(visit)
+
+    def place_seen_from(self, address: str) -> tuple[str, int]:
+        """Return where a visitor came to, as an address of the visitor's family."""
+        is_ipv6 = ":" in address
+        own = {
+            LOOPBACK: "::1" if is_ipv6 else "127.0.0.1",
+            ALL_INTERFACES: "::" if is_ipv6 else "0.0.0.0",
+        }
+        return own.get(self.address, self.address), self.port
+
+    def end_idle(self, now_s: float) -> None:
+        """Reset the connections that were idle for too long. One thread only."""
+        most_s = self.policy.idle_timeout_s
+        if most_s is None:
+            return
+        with self._changed:
+            visits = list(self._visits)
+        for visit in visits:
+            if visit.has_been_idle_for(now_s) >= most_s:
+                visit.abort("idle")
 
     def begin_close(self) -> bool:
         """Turn visitors away from now on; False if it is closing or closed already."""
@@ -275,7 +315,7 @@ class Listener:
             visits = list(self._visits)
         self._handler.close()
         for visit in visits:
-            visit.abort()
+            visit.abort("closed")
         self._retire_if_done()
 
     def _retire_if_done(self) -> None:
@@ -308,6 +348,21 @@ class Listener:
         with self._changed:
             self._live += 1
             self._total += 1
+
+    def note_connected(self, visit: Visit) -> None:
+        """Log a connection that stands."""
+        if connections_log.isEnabledFor(logging.INFO):
+            relay = visit.relay
+            connections_log.info(
+                "connection opened: listener=%s conn=%d chan=%d visitor=%s port=%d "
+                "target=%s",
+                self.name,
+                visit.number,
+                -1 if relay is None else relay.local_id,
+                visit.visitor.address,
+                visit.visitor.port,
+                self.target,
+            )
 
     def note_refused(self, visit: Visit, reason: str, is_error: bool) -> None:
         """Count a visitor that is about to be turned away."""
@@ -344,4 +399,17 @@ class Listener:
                 self._last_error = end.error
             self._visits.discard(visit)
             self._changed.notify_all()
+        connections_log.info(
+            "connection ended: listener=%s conn=%d visitor=%s port=%d duration_s=%.3f "
+            "bytes_in=%d bytes_out=%d reason=%s error=%s",
+            self.name,
+            visit.number,
+            visit.visitor.address,
+            visit.visitor.port,
+            time.monotonic() - visit.since_s,
+            end.bytes_in,
+            end.bytes_out,
+            visit.aborted_because or end.reason,
+            end.error,
+        )
         self._retire_if_done()

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, get_args
+from typing import Final, Literal
 
-from rtunnel.addresses import Bind, Target, UnixTarget, parse_bind, parse_target
+from rtunnel.addresses import (
+    Bind,
+    Target,
+    UnixBind,
+    UnixTarget,
+    parse_address,
+    parse_bind,
+)
 from rtunnel.errors import (
     ChannelOpenError,
     ConnectionLost,
@@ -19,16 +28,16 @@ from rtunnel.errors import (
     TargetUnreachable,
 )
 from rtunnel.forwards import Forward
+from rtunnel.policy import CONNECT_TIMEOUT_S, Network, Policy, Priority
 from rtunnel.ssh.connection import REQUEST_TIMEOUT_S, Connection
-from rtunnel.ssh.relay import Priority
 from rtunnel.ssh.seams import AnyTransport
 from rtunnel.stats import ListenerStats, TunnelStats
-from rtunnel.tunnel.handlers import ACCEPT_BACKLOG, HandlerSpec, Workers, make_handler
+from rtunnel.tunnel.handlers import ACCEPT_BACKLOG, HandlerSpec, make_handler
 from rtunnel.tunnel.listener import Listener, ListenerState
+from rtunnel.tunnel.workers import LoopOf, Workers
 
 log = logging.getLogger("rtunnel.tunnel")
 
-CONNECT_TIMEOUT_S: Final = 10.0
 # A courtesy at the end: the server frees the ports anyway when the connection closes.
 CANCEL_ALL_TIMEOUT_S: Final = 1.0
 # How long `close` waits for each thread; one that runs a handler's own code may
@@ -98,53 +107,91 @@ class Tunnel:
         to: HandlerSpec = None,
         *,
         name: str | None = None,
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
         backlog: int = ACCEPT_BACKLOG,
-        priority: Priority = "auto",
         timeout_s: float | None = REQUEST_TIMEOUT_S,
+        diagnose: bool = True,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        priority: Priority = "auto",
+        allow: Iterable[str | Network] = (),
+        deny: Iterable[str | Network] = (),
+        max_connections: int | None = None,
+        rate_bytes_per_s: int | None = None,
+        idle_timeout_s: float | None = None,
+        proxy_protocol: Literal[1, 2] | None = None,
+        permit_open: Iterable[str] | None = None,
     ) -> Listener:
         """Have the server listen, and take its visitors to `to`.
 
         `bind` is a port (0: the server chooses, see `Listener.port`),
         `(address, port)`, `"address:port"`, or the path of a Unix socket over there.
-        `to` is a target on this side (`"host:port"`, `"unix:/path"`), a function
-        called with a real socket and, if it takes one, a `Visitor` (on a thread of
-        its own), an `async def` called with reader, writer and perhaps a `Visitor`
-        (on one loop of the tunnel), or None: then `Listener.accept()` returns them.
-        A parameter with a default gets a `Visitor` only if it is annotated as one.
+        `to` is a target on this side (`"host:port"`, `"unix:/path"`), a service
+        (`"socks"`, `"folder:/path"`, `"exec:command"`, `"app:module:attribute"`), a
+        function called with a real socket and, if it takes one, a `Visitor` (on a
+        thread of its own), an `async def` called with reader, writer and perhaps a
+        `Visitor` (on one loop of the tunnel), or None: then `Listener.accept()`
+        returns them. A parameter with a default gets a `Visitor` only if it is
+        annotated as one.
 
         Where several connections share the tunnel, "interactive" ones go first and
         "bulk" is held to what the path takes without a queue; "auto" tells them apart
         by what they move. (The engine's; other backends do not schedule.)
 
+        The rest are the rules for visitors, each a field of `rtunnel.policy.Policy`:
+        the networks that they may come from, or not; how many at once; bytes per
+        second, for all of them together in each direction; how long they may be idle;
+        the version of a PROXY header that the target is sent; what SOCKS may dial.
+
+        Why a server refuses is looked into, by a visit to that port among others;
+        without `diagnose` it is not, and every refusal is a `ForwardingDenied`.
+
         A visitor is confirmed when its target answered (within `connect_timeout_s`),
         else it sees its connection closed. Waits for the server; any number of
         threads may listen at once. Raises `PortInUse`, `ForwardingDenied`,
-        `RequestTimeout`, `ConnectionLost`, `InvalidAddress`. (RFC 4254, section 7.1)
+        `RequestTimeout`, `ConnectionLost`, `InvalidAddress`; `ConfigError` for a
+        service that cannot run here, ValueError for rules that make no sense.
+        (RFC 4254, section 7.1)
         """
         forward = Forward(parse_bind(bind))
-        handler, target = make_handler(to, self._workers, connect_timeout_s, backlog)
-        if priority not in get_args(Priority):
-            known = ", ".join(get_args(Priority))
-            raise ValueError(f"unknown priority {priority!r}: use one of {known}")
-        listener = Listener(
-            self, self._connection, forward, handler, target, name, priority
+        policy = Policy.of(
+            allow=allow,
+            deny=deny,
+            max_connections=max_connections,
+            rate_bytes_per_s=rate_bytes_per_s,
+            idle_timeout_s=idle_timeout_s,
+            connect_timeout_s=connect_timeout_s,
+            priority=priority,
+            proxy_protocol=proxy_protocol,
+            permit_open=permit_open,
         )
-        with self._lock:
-            if self._closing:
-                raise self._closed_error()
-            self._listeners.append(listener)
+        if isinstance(forward.bind, UnixBind) and policy.looks_at_addresses:
+            raise ValueError(
+                "visitors of a Unix socket have no address: allow and deny cannot be "
+                "kept; the permissions of the socket can"
+            )
+        handler, target = make_handler(to, self._workers, policy, backlog)
+        listener = Listener(
+            self, self._connection, forward, handler, target, name, policy
+        )
         try:
-            self._connection.listen(forward, listener.offer, timeout_s)
+            with self._lock:
+                if self._closing:
+                    raise self._closed_error()
+                self._listeners.append(listener)
+            self._connection.listen(
+                forward, listener.offer, timeout_s, diagnose=diagnose
+            )
         except BaseException:
             with self._lock:
                 if listener in self._listeners:  # not so if the connection ended
                     self._listeners.remove(listener)
+            handler.close()
             raise
         if self._lost is not None:
             # It ended while the reply was on its way.
             listener.lose(self._lost)
             raise self._lost
+        if policy.idle_timeout_s is not None:
+            self._workers.idle.add(listener)
         log.info("listening: listener=%s target=%s", listener.name, target)
         return listener
 
@@ -160,7 +207,7 @@ class Tunnel:
         server: see PermitOpen, AllowTcpForwarding), `RequestTimeout`,
         `ConnectionLost`. (RFC 4254, section 7.2)
         """
-        parsed = parse_target(target)
+        parsed = parse_address(target)
         ours, theirs = socket.socketpair()
         try:
             if isinstance(parsed, UnixTarget):
@@ -249,11 +296,19 @@ class Tunnel:
     ) -> None:
         self.close()
 
+    def use_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run `async def` handlers on this loop, and not on one of the tunnel's own.
+
+        Before the first `listen`. The loop goes on when the tunnel ends.
+        """
+        self._workers.loop = LoopOf(loop)
+
     # For the listeners.
 
     def retire(self, listener: Listener) -> None:
         """Keep the counters of a listener that is over, and let go of it."""
         stats = listener.stats()
+        self._workers.idle.remove(listener)
         with self._lock:
             if listener in self._listeners:
                 self._listeners.remove(listener)
