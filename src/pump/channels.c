@@ -171,8 +171,6 @@ uint32_t rt_channel_take_credit(rt_channel *c, uint32_t target)
     int64_t portion = target / RT_CREDIT_DIVISOR;
     if (portion > RT_CREDIT_MAX_BYTES)
         portion = RT_CREDIT_MAX_BYTES;
-    if (portion < RT_CREDIT_PACKETS * (int64_t)c->recv_max_packet)
-        portion = RT_CREDIT_PACKETS * (int64_t)c->recv_max_packet;
     if (room <= 0 || (room <= portion && c->recv_window >= target / 2))
         return 0;
     c->recv_window += room;

@@ -22,10 +22,9 @@
 
 /* 10 % over the window is forgiven, as OpenSSH does (channels.c, channel_input_data). */
 #define RT_WINDOW_GRACE_DIVISOR 10
-/* Credit goes in portions: each is a packet that the peer has to wake up for. OpenSSH
- * gives it for every three packets, or below half of the window; a quarter of a large
- * window keeps the peer sending just as well. */
-#define RT_CREDIT_PACKETS 3
+/* Credit goes in portions: each is a packet that the peer has to wake up for (OpenSSH
+ * gives one for every three packets). A quarter of the window keeps the peer sending
+ * all the time, also where the window is small. */
 #define RT_CREDIT_DIVISOR 4
 #define RT_CREDIT_MAX_BYTES (512 * 1024)
 

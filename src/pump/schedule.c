@@ -143,7 +143,8 @@ static void size_windows(rt_engine *e, rt_channel *c, uint64_t came)
         size = c->recv_window_size - (c->recv_window_size - size) / 4;
     rt_channel_size_window(c, size);
     c->recv_window_shared =
-        rt_bytes_shared(c->recv_window_shared, came, path->rtt_us, path->rtt_min_us);
+        rt_bytes_shared(c->recv_window_shared, came, path->rtt_us, path->rtt_min_us,
+                        c->recv_max_packet);
     rt_enqueue(e, c); /* credit may be due */
 }
 
@@ -154,7 +155,8 @@ static void size_bulk(rt_engine *e, uint64_t went)
         return;
     e->bulk_sized_at_us = e->now_us;
     e->bulk_limit =
-        rt_bytes_shared(e->bulk_limit, went, path->rtt_us, path->rtt_min_us);
+        rt_bytes_shared(e->bulk_limit, went, path->rtt_us, path->rtt_min_us,
+                        pace_bytes(e));
 }
 
 int rt_probe_answered(rt_engine *e, rt_channel *c)

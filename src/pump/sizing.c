@@ -18,12 +18,19 @@ uint32_t rt_window_alone(uint64_t delivered, uint64_t rtt_us, uint64_t rtt_min_u
                  RT_WINDOW_MAX_BYTES);
 }
 
-uint32_t rt_bytes_shared(uint32_t current, uint64_t delivered, uint64_t rtt_us,
-                         uint64_t rtt_min_us)
+static uint64_t larger(uint64_t a, uint64_t b)
 {
-    uint64_t queue_us = rtt_min_us / RT_QUEUE_DELAY_DIVISOR;
-    if (queue_us < RT_QUEUE_DELAY_US)
-        queue_us = RT_QUEUE_DELAY_US;
+    return a > b ? a : b;
+}
+
+uint32_t rt_bytes_shared(uint32_t current, uint64_t delivered, uint64_t rtt_us,
+                         uint64_t rtt_min_us, uint32_t packet_bytes)
+{
+    uint64_t packet_us = delivered > 0 ? packet_bytes * rtt_us / delivered : 0;
+    if (packet_us > RT_PACKET_DELAY_MAX_US)
+        packet_us = RT_PACKET_DELAY_MAX_US;
+    uint64_t queue_us = larger(rtt_min_us / RT_QUEUE_DELAY_DIVISOR, RT_QUEUE_DELAY_US);
+    queue_us = larger(queue_us, packet_us);
     uint64_t wanted = current;
     if (rtt_us <= rtt_min_us + queue_us) {
         /* The queue is short. If what may be under way was used, allow more: in large

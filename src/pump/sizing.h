@@ -22,6 +22,9 @@
  * own, but 5 ms at least, below which nobody hears or sees it. */
 #define RT_QUEUE_DELAY_US 5000u
 #define RT_QUEUE_DELAY_DIVISOR 4u
+/* A packet of the peer's takes its time on the link, and is no queue: a probe's answer
+ * waits for the one before it. On links where that is more than this, it counts. */
+#define RT_PACKET_DELAY_MAX_US 100000u
 /* Where a held transfer begins, and the least that it gets: one packet has to fit. */
 #define RT_SHARED_START_BYTES (128u * 1024)
 #define RT_SHARED_MIN_BYTES (16u * 1024)
@@ -31,8 +34,9 @@
 uint32_t rt_window_alone(uint64_t delivered, uint64_t rtt_us, uint64_t rtt_min_us,
                          uint32_t least);
 
-/* The bytes that may be under way beside interactive channels, given `current`. */
+/* The bytes that may be under way beside interactive channels, given `current`, in
+ * packets of up to `packet_bytes`. */
 uint32_t rt_bytes_shared(uint32_t current, uint64_t delivered, uint64_t rtt_us,
-                         uint64_t rtt_min_us);
+                         uint64_t rtt_min_us, uint32_t packet_bytes);
 
 #endif
