@@ -30,7 +30,7 @@ from tests.support.sshd import Sshd, wait_until
 from tests.support.tunnels import Target, open_tunnel, visit
 from tests.support.x2go_services import Told, make_session
 from x2go_session.errors import ServiceError
-from x2go_session.events import ServiceFailed, ServiceStarted
+from x2go_session.events import ForwardRefused, ServiceFailed, ServiceStarted
 from x2go_session.services import Services
 from x2go_session.services.sound import Sound, SoundSystem, find_server, read_cookie
 from x2go_session.session import Session
@@ -206,6 +206,26 @@ def test_pulseaudio_takes_nobody_who_has_another_cookie(
     sound.start(session)
     assert not reaches_pulse(sound, tmp_path)
     sound.stop()
+
+
+def test_a_server_that_forwards_nothing_is_told_with_the_port(
+    pulse: Pulse, tmp_path: Path
+) -> None:
+    with (
+        Sshd(tmp_path / "sshd", "AllowTcpForwarding no") as server,
+        open_tunnel(server, "engine") as tunnel,
+    ):
+        session = make_session(tmp_path, tunnel)
+        told = Told(session.events)
+        sound = Sound(server=f"127.0.0.1:{pulse.port}", cookie=pulse.cookie)
+        services = Services([sound], session.events)
+        services.start(session)
+        (refused,) = told.of(ForwardRefused)
+        assert isinstance(refused, ForwardRefused)
+        assert (refused.service, refused.port) == ("sound", session.ports.sound)
+        assert len(told.of(ServiceFailed)) == 1
+        assert services.environment == {}
+        assert list(Path(session.remote_folder).iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_leaves_nothing_behind(

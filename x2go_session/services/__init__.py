@@ -149,7 +149,8 @@ class Services:
                 events.ForwardRefused(
                     session=session.name,
                     service=service.name,
-                    port=service.port,
+                    # The one it asked for: session.ports has them by their services.
+                    port=getattr(session.ports, service.name, 0),
                     reason=str(error),
                 )
             )
