@@ -309,7 +309,6 @@ def test_one_client_may_have_a_port_of_two_addresses_and_give_one_back(
     ("settings", "message"),
     [
         ({"ports": (range(5),)}, "no range of ports"),
-        ({"sftp_folder": Path("/nowhere")}, "SFTP does not exist"),
         ({"socket_folder": Path("/nowhere")}, "socket paths does not exist"),
         ({"listeners_max": -1}, "listeners_max"),
         ({"rate_bytes_per_s": 10}, "at least 1500"),

@@ -107,7 +107,7 @@ MISTAKES = [
     ("[rights]\nports = [true]", "2: rights.ports[0]: expected a port"),
     ("[rights]\ngateway_ports = 'on'", "2: rights.gateway_ports: input should be"),
     ("[rights]\nrate_bytes_per_s = 1", "2: rights.rate_bytes_per_s: rate_bytes_per_s"),
-    ("[users.a]\nsftp_folder = 'no'", "2: users.a.sftp_folder: the folder for SFTP"),
+    ("[users.a]\nsocket_folder = 'no'", "2: users.a.socket_folder: the folder for"),
     ("[users.a]\npermit_open = ['x']", "2: users.a.permit_open: permit_open: expected"),
     ("[[groups]]", "1: groups[0]: a group has either a port or a socket"),
     ("[[groups]]\nport = 1\nsocket = 'x'", "1: groups[0]: a group has either a port"),

@@ -127,8 +127,8 @@ class RightsConfig(Part):
     permit_open: Annotated[tuple[str, ...], Field(strict=False)] = ()
     exec: bool = False
     shell: bool = False
+    sftp: bool = False
     agent_forwarding: bool = False
-    sftp_folder: FilePath | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

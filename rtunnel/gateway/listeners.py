@@ -161,6 +161,7 @@ class Listeners:
     def __init__(
         self,
         loop: Loop,
+        feeder: Feeder,
         groups: Iterable[Group] = (),
         proxies: tuple[Network, ...] = (),
     ) -> None:
@@ -168,7 +169,7 @@ class Listeners:
         self._loop = loop
         self._groups: dict[GroupPlace, Group] = {each.place: each for each in groups}
         self._proxies = proxies
-        self._feeder = Feeder()
+        self._feeder = feeder
         self._by_place: dict[Place, Entrance] = {}
         self._readers: set[HeaderReader] = set()
 
@@ -227,10 +228,6 @@ class Listeners:
         for reader in list(self._readers):
             reader.close()
         self._readers.clear()
-
-    def close(self) -> None:
-        """Reset the visitors that are fed from here; any thread, after the loop's."""
-        self._feeder.close()
 
     def _count(self, user: str) -> int:
         return sum(

@@ -26,6 +26,7 @@ from rtunnel.gateway.host_key import load_or_make
 from rtunnel.gateway.listeners import Listeners
 from rtunnel.gateway.loop import Loop
 from rtunnel.gateway.penalties import PenaltyBox
+from rtunnel.gateway.processes import find_sftp_server
 from rtunnel.gateway.session import House, Session
 from rtunnel.gateway.settings import (
     Group,
@@ -39,10 +40,11 @@ from rtunnel.gateway.settings import (
 from rtunnel.gateway.status import connection_info
 from rtunnel.gateway.transport import ServerTransport
 from rtunnel.gateway.users import Users
-from rtunnel.gateway.visitors import address_of
+from rtunnel.gateway.visitors import Feeder, address_of
 from rtunnel.proxy_protocol import ProxyHeader
 from rtunnel.ssh.known_hosts import fingerprint, known_name
 from rtunnel.status import model
+from rtunnel.tunnel.dialler import Dialler
 
 log = logging.getLogger("rtunnel.gateway.server")
 
@@ -102,10 +104,21 @@ class Gateway:
         self._limits = limits or Limits()
         self._host_key = load_or_make(host_key)
         self._loop = Loop("rtunnel-gateway")
-        self._listeners = Listeners(self._loop, groups, visitor_proxies)
+        self._feeder = Feeder()
+        self._dialler = Dialler()
+        self._listeners = Listeners(self._loop, self._feeder, groups, visitor_proxies)
+        if not find_sftp_server() and any(
+            each.sftp for each in (rights, *(user.rights for user in users))
+        ):
+            raise ConfigError(
+                "SFTP is switched on, and there is no sftp-server: install it "
+                "(Debian: apt-get install openssh-sftp-server)"
+            )
         self._house = House(
             loop=self._loop,
             listeners=self._listeners,
+            feeder=self._feeder,
+            dialler=self._dialler,
             users=Users(authorized_keys, rights, users),
             limits=self._limits,
             on_login=self._count_in,
@@ -197,7 +210,9 @@ class Gateway:
         if sessions:
             with ThreadPoolExecutor(CLOSING_THREADS, "rtunnel-closing") as pool:
                 list(pool.map(lambda session: session.close(JOIN_S), sessions))
-        self._listeners.close()
+        self._feeder.close()
+        self._dialler.close()
+        self._dialler.join(JOIN_S)
         self._sessions.clear()
         self._ending.clear()
         log.info("gateway closed")

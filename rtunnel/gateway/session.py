@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final, NoReturn
 
-import paramiko
 from paramiko.common import AUTH_FAILED, AUTH_SUCCESSFUL
 from paramiko.message import Message
 
@@ -32,8 +31,15 @@ from rtunnel.errors import (
     ProtocolError,
     RTunnelError,
 )
-from rtunnel.forwards import FORWARDED_STREAMLOCAL, FORWARDED_TCPIP
+from rtunnel.forwards import (
+    DIRECT_STREAMLOCAL,
+    DIRECT_TCPIP,
+    FORWARDED_STREAMLOCAL,
+    FORWARDED_TCPIP,
+)
 from rtunnel.gateway.certificates import CERTIFICATE_SUFFIX
+from rtunnel.gateway.direct import DirectChannels
+from rtunnel.gateway.door import AUTH_METHODS, Door
 from rtunnel.gateway.listeners import (
     Listeners,
     Refused,
@@ -44,15 +50,17 @@ from rtunnel.gateway.listeners import (
 )
 from rtunnel.gateway.loop import Loop, Timer
 from rtunnel.gateway.penalties import Failure
+from rtunnel.gateway.processes import Processes
 from rtunnel.gateway.settings import Limits
 from rtunnel.gateway.transport import MSG_USERAUTH_REQUEST, ServerTransport
 from rtunnel.gateway.users import Login, Users
-from rtunnel.gateway.visitors import Visitor
+from rtunnel.gateway.visitors import Feeder, Visitor
 from rtunnel.ssh import seams
 from rtunnel.ssh.connection import Connection
 from rtunnel.ssh.openings import Opened, read_peer_side
 from rtunnel.ssh.outbox import Outbox
-from rtunnel.ssh.relay import RelayEnd
+from rtunnel.ssh.relay import PeerSide, RelayEnd
+from rtunnel.tunnel.dialler import Dialler
 from rtunnel.wire import Reader, boolean, string, u32
 
 log = logging.getLogger("rtunnel.gateway.session")
@@ -60,7 +68,6 @@ log = logging.getLogger("rtunnel.gateway.session")
 MSG_DEBUG: Final = 4
 MSG_USERAUTH_FAILURE: Final = 51
 
-AUTH_METHODS: Final = "publickey"
 # How a client may sign, with which type of key: no SHA-1.
 SIGNATURE_ALGORITHMS: Final = {
     "ssh-ed25519": "ssh-ed25519",
@@ -84,9 +91,10 @@ _UNIX_REQUESTS: Final = (
 )
 _REFUSED_CHANNELS: Final = {
     "session": NO_SESSION,
-    "direct-tcpip": NO_DIRECT,
-    "direct-streamlocal@openssh.com": NO_DIRECT,
+    DIRECT_TCPIP: NO_DIRECT,
+    DIRECT_STREAMLOCAL: NO_DIRECT,
 }
+_TOO_MANY: Final = (OpenFailureCode.RESOURCE_SHORTAGE, "too many channels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +106,14 @@ class _GlobalRequest:
     place: Request | None
 
 
-class _Door(paramiko.ServerInterface):
-    """What paramiko asks: only keys open, and nothing is behind the door."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def get_allowed_auths(self, username: str) -> str:
-        return AUTH_METHODS
-
-    def check_auth_publickey(self, username: str, key: paramiko.PKey) -> int:
-        return self._session.admit(username)
-
-
 @dataclass(frozen=True, slots=True)
 class House:
     """What all clients of a gateway share."""
 
     loop: Loop
     listeners: Listeners
+    feeder: Feeder
+    dialler: Dialler
     users: Users
     limits: Limits
     # Who has logged in: a reason not to serve them, or None. The transport's thread.
@@ -148,6 +145,8 @@ class Session:
         # loop.
         self._login: Login | None = None
         self._connection: Connection | None = None
+        self._processes: Processes | None = None
+        self._direct: DirectChannels | None = None
         self._tries = 0
         self._offered = b""
         self._admitted = False
@@ -160,11 +159,12 @@ class Session:
         handlers = seams.handler_table(self.transport)
         handlers[MSG_USERAUTH_REQUEST] = self._on_auth_request
         handlers[seams.MSG_GLOBAL_REQUEST] = self._on_global_request
+        self._stock_open = handlers[seams.MSG_CHANNEL_OPEN]
         handlers[seams.MSG_CHANNEL_OPEN] = self._on_channel_open
         self._watch = seams.watch_end(self.transport, self._on_stranger_end)
         limits = self._house.limits
         self._grace = self._loop.call_later(limits.login_grace_s, self._see_login)
-        self.transport.begin(_Door(self))
+        self.transport.begin(Door(self))
 
     @property
     def address(self) -> str:
@@ -177,6 +177,12 @@ class Session:
         """Who the client has logged in as. Any thread, after that."""
         assert self._login is not None
         return self._login
+
+    @property
+    def processes(self) -> Processes:
+        """What the client runs here. Any thread, after login."""
+        assert self._processes is not None
+        return self._processes
 
     @property
     def backend(self) -> str | None:
@@ -202,9 +208,11 @@ class Session:
         return not self._ended and bool(self.transport.is_active())
 
     def has_room(self) -> bool:
-        """Whether the client may have one more channel."""
+        """Whether the client may have one more channel. Any thread, after login."""
         listeners = self._listeners.of(self)
         open_count = sum(listener.traffic.open_count for listener in listeners)
+        if self._direct is not None:
+            open_count += self._direct.count
         return open_count < self.login.rights.channels_max
 
     def is_ending(self) -> bool:
@@ -247,6 +255,8 @@ class Session:
         if self._grace is not None:
             self._grace.cancel()
         self._listeners.close_all(self)
+        if self._processes is not None:
+            self._processes.close()
         log.info("client gone: conn=%s reason=%s", self, reason)
         self._house.on_end(self)
 
@@ -314,8 +324,13 @@ class Session:
         except RTunnelError as error:
             log.error("cannot serve a client: conn=%s reason=%s", self, error)
             raise EOFError(str(error)) from error
+        house = self._house
+        self._processes = Processes(self._loop, connection, self.login)
+        self._direct = DirectChannels(
+            house.dialler, house.feeder, connection, self.login
+        )
         self._connection = connection
-        reason = self._house.on_login(self)
+        reason = house.on_login(self)
         # Now the connection watches for the end, in the place of `_watch`.
         connection.add_end_callback(self._on_transport_end)
         if reason is not None:
@@ -330,7 +345,7 @@ class Session:
             key.fingerprint,
             key.place,
         )
-        limits = self._house.limits
+        limits = house.limits
         if limits.client_alive_interval_s:
             self.transport.set_keepalive(
                 limits.client_alive_interval_s, limits.client_alive_count_max
@@ -460,23 +475,48 @@ class Session:
     # Channels of the client: on the transport's thread.
 
     def _on_channel_open(self, message: Message) -> None:
-        """Refuse every channel that a client wants to open.
+        """Refuse what a client wants to open, unless it is switched on for it.
 
         Payload::
             string  channel type
             uint32  sender channel, initial window, max packet
-            ....    data of this type
+            direct-tcpip:
+                string  host, uint32 port to connect to
+                string  address, uint32 port of who wants to
+            others:
+                ....    data of this type
         """
         fields = Reader(seams.payload(message))
+        host, port = "", 0
         try:
             kind, peer = fields.text(), read_peer_side(fields)
+            if kind == DIRECT_TCPIP:
+                host, port = fields.text(), fields.u32()
         except ProtocolError as error:
             self._fail(error)
-        code = OpenFailureCode.ADMINISTRATIVELY_PROHIBITED
-        text = _REFUSED_CHANNELS.get(kind)
-        if text is None:
+        assert self._direct is not None
+        if kind == DIRECT_TCPIP and self.login.rights.permit_open:
+            if self.has_room():
+                self._direct.open(peer, host, port)
+            else:
+                self._refuse_channel(kind, peer, *_TOO_MANY)
+        elif kind == "session" and self.processes.offered:
+            if self.processes.has_room:
+                self._stock_open(seams.rewind(message))
+                self.processes.adopt(self.transport.accept(0.0))
+            else:
+                self._refuse_channel(kind, peer, *_TOO_MANY)
+        elif kind in _REFUSED_CHANNELS:
+            code = OpenFailureCode.ADMINISTRATIVELY_PROHIBITED
+            self._refuse_channel(kind, peer, code, _REFUSED_CHANNELS[kind])
+        else:
             code = OpenFailureCode.UNKNOWN_CHANNEL_TYPE
             text = "this gateway has no channels of that type"
+            self._refuse_channel(kind, peer, code, text)
+
+    def _refuse_channel(
+        self, kind: str, peer: PeerSide, code: OpenFailureCode, text: str
+    ) -> None:
         log.warning("refused a channel: conn=%s type=%r", self, kind)
         assert self._connection is not None
         self._connection.send_open_failure(peer, code, text)

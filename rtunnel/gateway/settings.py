@@ -1,4 +1,4 @@
-"""What a gateway allows: rights of users, groups, limits, penalties. No I/O.
+"""What a gateway allows: rights of users, groups, limits, penalties.
 
 Each class says what is allowed where nothing is set. The names are those of the
 configuration file, too (docs/gateway.md).
@@ -65,16 +65,17 @@ class Rights:
     # These run as who runs the gateway.
     exec: bool = False
     shell: bool = False
+    sftp: bool = False
     agent_forwarding: bool = False
-    # The folder that SFTP serves; only with `exec` can anybody leave it.
-    sftp_folder: Path | None = None
 
     def __post_init__(self) -> None:
         for ports in self.ports:
             if not _are_ports(ports):
                 raise ConfigError(f"{ports} is no range of ports from 1 to {LAST_PORT}")
-        _check_folder("socket_folder", "the folder for socket paths", self)
-        _check_folder("sftp_folder", "the folder for SFTP", self)
+        if self.socket_folder is not None and not self.socket_folder.is_dir():
+            raise ConfigError(
+                f"the folder for socket paths does not exist: {self.socket_folder}"
+            )
         for name in ("listeners_max", "connections_max", "channels_max"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is a number from 0 on")
@@ -91,12 +92,6 @@ class Rights:
                 raise ConfigError(
                     f"permit_open: expected host:port, got {permit!r}; * stands for any"
                 )
-
-
-def _check_folder(name: str, what: str, rights: Rights) -> None:
-    folder: Path | None = getattr(rights, name)
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"{what} does not exist: {folder}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,10 +149,12 @@ class Traffic:
 class Feeder:
     """Puts a pair of sockets before a visitor: for a header, or to slow it down.
 
-    `wrap` and `close` are for one thread at a time.
+    Any thread; `close` last.
     """
 
     def __init__(self) -> None:
+        # Protected by _lock.
+        self._lock = threading.Lock()
         self._reactor: pump.ReactorLike | None = None
         self._thread: threading.Thread | None = None
 
@@ -186,13 +188,14 @@ class Feeder:
         return far
 
     def _running(self) -> pump.ReactorLike:
-        if self._reactor is None:
-            self._reactor = pump.Reactor()
-            self._thread = threading.Thread(
-                target=self._reactor.run, name="rtunnel-feeder", daemon=True
-            )
-            self._thread.start()
-        return self._reactor
+        with self._lock:
+            if self._reactor is None:
+                self._reactor = pump.Reactor()
+                self._thread = threading.Thread(
+                    target=self._reactor.run, name="rtunnel-feeder", daemon=True
+                )
+                self._thread.start()
+            return self._reactor
 
     def close(self) -> None:
         """Reset what is left; wait for the thread."""
