@@ -13,15 +13,22 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families as read_metrics
 
-from rtunnel import Tunnel
+from rtunnel import Transport, Tunnel
 from rtunnel.errors import ConfigError
 from rtunnel.status import model
 from rtunnel.status.model import ProcessStatus, from_json, of_process, of_tunnel
 from rtunnel.status.server import MAX_REQUESTS, StatusServer
 from tests.support.files import open_files
-from tests.support.sshd import wait_until
+from tests.support.sshd import Sshd, wait_until
 from tests.support.statuses import HOSTILE, STARTED, connection, get, process, row
-from tests.support.tunnels import PORT_0, Target, echo, read_exactly, visit
+from tests.support.tunnels import (
+    PORT_0,
+    Target,
+    echo,
+    open_transport,
+    read_exactly,
+    visit,
+)
 
 # For what takes milliseconds on a machine that is not busy.
 WAIT_S = 30.0
@@ -238,6 +245,17 @@ def test_a_tunnel_tells_what_it_carries(tunnel: Tunnel) -> None:
     assert shown.bind == f"127.0.0.1:{listener.port}"
     assert (shown.connections_open, shown.connections_total) == (1, 1)
     assert (shown.bytes_in, shown.bytes_out) == (1000, 1000)
+
+
+def test_key_exchanges_after_the_first_are_counted(
+    sshd: Sshd, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RTUNNEL_BACKEND", backend)
+    transport = open_transport(sshd, Transport)
+    with Tunnel(transport) as tunnel:
+        assert of_tunnel("home", tunnel).rekeys == 0
+        transport.renegotiate_keys()
+        wait_until(lambda: of_tunnel("home", tunnel).rekeys == 1, WAIT_S)
 
 
 def test_a_tunnel_that_is_closed_says_so(tunnel: Tunnel) -> None:

@@ -27,6 +27,14 @@ from tests.support.tunnels import (
     say,
 )
 
+# For what takes milliseconds on a machine that is not busy.
+WAIT_S = 30.0
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "TEST_TIMEOUT_S", WAIT_S)
+
 
 @pytest.fixture
 def target() -> Iterator[Target]:
@@ -45,7 +53,7 @@ def test_a_listener_is_proven_and_nobody_notices(
     tunnel: Tunnel, target: Target
 ) -> None:
     listener = tunnel.listen(PORT_0, to=target.spec)
-    assert self_test(listener) is Outcome.LISTENING
+    assert self_test(listener, WAIT_S) is Outcome.LISTENING
     stats = listener.stats()
     assert (stats.connections_total, stats.refused, stats.errors) == (0, 0, 0)
     assert target.accepted == 0
@@ -56,14 +64,14 @@ def test_a_socket_path_is_proven_too(
     tunnel: Tunnel, target: Target, tmp_path: Path
 ) -> None:
     listener = tunnel.listen(str(tmp_path / "socket"), to=target.spec)
-    assert self_test(listener) is Outcome.LISTENING
+    assert self_test(listener, WAIT_S) is Outcome.LISTENING
     assert target.accepted == 0
 
 
 @pytest.mark.parametrize("address", ["localhost", "", "0.0.0.0", "::", "::1"])
 def test_every_address_is_proven(tunnel: Tunnel, address: str) -> None:
     listener = tunnel.listen((address, free_port()), to="127.0.0.1:1")
-    assert self_test(listener) is Outcome.LISTENING
+    assert self_test(listener, WAIT_S) is Outcome.LISTENING
 
 
 def test_a_port_that_the_server_does_not_hold_is_not_ready(
@@ -71,7 +79,7 @@ def test_a_port_that_the_server_does_not_hold_is_not_ready(
 ) -> None:
     listener = tunnel.listen(PORT_0, to=target.spec)
     free_the_port(listener)
-    assert self_test(listener) is Outcome.SILENT
+    assert self_test(listener, WAIT_S) is Outcome.SILENT
 
 
 def test_a_port_that_somebody_else_holds_is_not_ready(
@@ -80,7 +88,7 @@ def test_a_port_that_somebody_else_holds_is_not_ready(
     listener = tunnel.listen(PORT_0, to=target.spec)
     port = free_the_port(listener)
     with socket.create_server(("127.0.0.1", port)):
-        assert self_test(listener) is Outcome.SILENT
+        assert self_test(listener, WAIT_S) is Outcome.SILENT
 
 
 def test_a_server_that_makes_no_connections_is_believed(
@@ -91,7 +99,7 @@ def test_a_server_that_makes_no_connections_is_believed(
         open_tunnel(sshd, backend) as tunnel,
     ):
         listener = tunnel.listen(PORT_0, to="127.0.0.1:1")
-        assert self_test(listener) is Outcome.NOT_ALLOWED
+        assert self_test(listener, WAIT_S) is Outcome.NOT_ALLOWED
         check = SelfTests(lambda: [("home", tunnel)])
         assert check() == []
         monkeypatch.setattr(readiness, "KEPT_S", 0.0)
@@ -107,7 +115,7 @@ def test_visitors_are_served_while_tests_run(tunnel: Tunnel, target: Target) -> 
 
     with background(visit_often) as answers:
         while not answers:
-            assert self_test(listener) is Outcome.LISTENING
+            assert self_test(listener, WAIT_S) is Outcome.LISTENING
     assert answers == [[b"hello"] * 100]
     assert listener.stats().connections_total >= 100
 
@@ -139,7 +147,7 @@ def test_a_lost_connection_is_not_ready(tunnel: Tunnel) -> None:
     listener = tunnel.listen(PORT_0, to="127.0.0.1:1")
     tunnel.close()
     with pytest.raises(ConnectionLost):
-        self_test(listener)
+        self_test(listener, WAIT_S)
 
 
 def test_the_check_names_the_listeners_that_do_not_answer(tunnel: Tunnel) -> None:
@@ -188,5 +196,5 @@ def test_a_visitor_who_comes_while_the_server_refuses_the_test_is_served(
         listener = tunnel.listen(PORT_0, to=target.spec)
         with background(lambda: [ask(listener.port) for _ in range(50)]) as answers:
             while not answers:
-                assert self_test(listener) is Outcome.NOT_ALLOWED
+                assert self_test(listener, WAIT_S) is Outcome.NOT_ALLOWED
     assert answers == [[b"hello"] * 50]

@@ -23,6 +23,7 @@ KEPT_S: Final = 5.0
 # Tested at a time, and at the same time. sshd takes 10 sessions of a connection by
 # default, but forwards without a limit.
 LISTENERS_PER_CHECK: Final = 64
+TEST_TIMEOUT_S: Final = 5.0
 THREADS: Final = 8
 
 
@@ -76,7 +77,7 @@ class SelfTests:
     def _test(self, listener: Listener) -> str | None:
         """Return why it does not listen, or None."""
         try:
-            outcome = self_test(listener)
+            outcome = self_test(listener, TEST_TIMEOUT_S)
         except RTunnelError as error:
             return f"the self-test failed: {error}"
         except OSError as error:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rtunnel.tunnel.selftest")
 
-TIMEOUT_S: Final = 5.0
 # Round trips after which a server that accepts in its one loop has told of it.
 ROUND_TRIPS: Final = 2
 # And one that accepts on another thread.
@@ -105,7 +104,7 @@ class _Holder:
                 self._pass_on(pending)
 
 
-def self_test(listener: Listener, timeout_s: float = TIMEOUT_S) -> Outcome:
+def self_test(listener: Listener, timeout_s: float) -> Outcome:
     """Visit a listener through its server. Blocks; not for the transport's thread.
 
     Its handler and its target notice nothing, and nothing is counted. Other visitors
