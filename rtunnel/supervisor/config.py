@@ -58,7 +58,7 @@ def _read_path(value: str) -> str:
 
 
 def _read_bind(value: object) -> Bind:
-    if isinstance(value, int | str | TcpBind | UnixBind):
+    if isinstance(value, int | str | tuple | TcpBind | UnixBind):
         return parse_bind(value)
     raise ValueError("expected a port, an address with a port, or a socket path")
 

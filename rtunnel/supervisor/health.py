@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -122,7 +123,8 @@ async def look(
     except TimeoutError:
         return False, f"no answer within {config.timeout_s:g} s"
     except Exception as error:  # whatever it is, it is no answer
-        return False, getattr(error, "strerror", None) or str(error) or repr(error)
+        number = error.errno if isinstance(error, OSError) else None
+        return False, os.strerror(number) if number else str(error) or repr(error)
 
 
 async def _look_tcp(target: TcpTarget | UnixTarget) -> tuple[bool, str]:

@@ -11,12 +11,12 @@ from enum import Enum
 from typing import Final
 
 from rtunnel.addresses import TcpTarget, UnixTarget, parse_target
-from rtunnel.errors import ForwardRefused, ListenerClosed
+from rtunnel.errors import ConfigError, ForwardRefused, ListenerClosed, PortInUse
 from rtunnel.stats import ListenerStats
 from rtunnel.status.model import ListenerRow, of_listener
 from rtunnel.supervisor.config import TunnelConfig
 from rtunnel.supervisor.health import Check, HealthChecks
-from rtunnel.supervisor.pacing import Pace, Streak, Trouble, trouble_of
+from rtunnel.supervisor.pacing import Pace, Streak, Trouble
 from rtunnel.tunnel import Listener, Tunnel
 
 log = logging.getLogger("rtunnel.supervisor")
@@ -76,7 +76,7 @@ class Port:
         # Protected by _lock; what is called while it is held never blocks.
         self._lock = threading.Lock()
         self._state = PortState.WAITING
-        self._healthy = True
+        self._unwell: str | None = None  # why the target is thought not to work
         self._listener: Listener | None = None
         self._past = _Past()
         self._last_error: str | None = None
@@ -124,6 +124,9 @@ class Port:
         with self._lock:
             if self._state is PortState.CLOSED:
                 return
+            # A visit to a port of our own dead session is a sign of life to its sshd
+            # (seen with OpenSSH 9.2): it would be held for as long as we look.
+            diagnose = self._state is not PortState.TAKEN
             self._set_state(PortState.WAITING)
             self._let_go()
         try:
@@ -131,31 +134,37 @@ class Port:
                 self.config.listen,
                 to=self.config.to,
                 name=self.name,
+                diagnose=diagnose,
                 **self.config.listen_options,
             )
-        except ForwardRefused as error:
-            self._refused(error, pace)
+        except (ForwardRefused, ConfigError, ValueError) as error:
+            # The others on this connection have nothing to do with it.
+            self._refused(error if diagnose else None, pace)
             return
         self._streak.end()
         with self._lock:
             self._listener = listener
             self._set_state(PortState.LISTENING)
-            if not self._healthy:
+            if self._unwell is not None:
                 self._pause(listener)
         log.info("listens: tunnel=%s forward=%s", self._label, listener)
 
-    def _refused(self, error: ForwardRefused, pace: Pace) -> None:
-        trouble = trouble_of(error)
+    def _refused(self, error: Exception | None, pace: Pace) -> None:
+        """Say when to ask again; None is for a port that is taken, as it was before."""
+        trouble = Trouble.PORT_TAKEN
+        if error is not None and not isinstance(error, PortInUse):
+            trouble = Trouble.FORWARD_REFUSED
         wait_s = self._streak.wait_s(trouble, pace, random.random)
         self._due_s = time.monotonic() + wait_s
         with self._lock:
-            self._last_error = str(error)
+            if error is not None:
+                self._last_error = str(error)
             self._set_state(_STATE_OF[trouble])
         log.warning(
             "does not listen: tunnel=%s retry_in_s=%.1f reason=%s",
             self._label,
             wait_s,
-            error,
+            error or "the port is still taken",
         )
 
     def lose(self, error: Exception | None) -> None:
@@ -184,7 +193,7 @@ class Port:
         """Return what there is to say, with the counters of all listeners so far."""
         with self._lock:
             listener, past = self._listener, self._past
-            state, last_error = self._state, self._last_error
+            state, unwell, last_error = self._state, self._unwell, self._last_error
         row = ListenerRow(
             self.name, str(self.config.listen), self.config.to, state.value
         )
@@ -199,7 +208,7 @@ class Port:
             errors=row.errors + past.errors,
             bytes_in=row.bytes_in + past.bytes_in,
             bytes_out=row.bytes_out + past.bytes_out,
-            last_error=row.last_error or last_error,
+            last_error=unwell or row.last_error or last_error,
         )
 
     def _check_as(self, config: TunnelConfig) -> None:
@@ -211,7 +220,7 @@ class Port:
         if config.health is not None and isinstance(target, TcpTarget | UnixTarget):
             self._check = self._checks.start(target, config.health, self._on_health)
         with self._lock:
-            self._healthy = True
+            self._unwell = None
             if self._state is PortState.PAUSED:
                 self._resume()
 
@@ -227,9 +236,7 @@ class Port:
             reason,
         )
         with self._lock:
-            self._healthy = healthy
-            if not healthy:
-                self._last_error = reason
+            self._unwell = None if healthy else reason
             if self._state is PortState.PAUSED and healthy:
                 self._resume()
             elif self._state is PortState.LISTENING and not healthy:

@@ -26,6 +26,8 @@ log = logging.getLogger("rtunnel.supervisor")
 END_LIMIT_S: Final = 4.0
 # Reloads follow each other no faster, however many signals come.
 RELOAD_GAP_S: Final = 0.2
+# How often `wait_ready` looks.
+LOOK_S: Final = 0.02
 
 
 class Supervisor:
@@ -201,15 +203,12 @@ class Supervisor:
         return self._ended.is_set() or all(server.is_working for server in servers)
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
-        """Wait until all that should listen does; False after the time, or at the end.
-
-        Looks a few times in a second.
-        """
+        """Wait until all that should listen does; False after the time or the end."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not self.status().ready:
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 return False
-            if self._ended.wait(0.05):
+            if self._ended.wait(LOOK_S):
                 return False
         return True
 

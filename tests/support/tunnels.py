@@ -47,12 +47,15 @@ def transport_class(backend: str) -> type[paramiko.Transport]:
 
 
 class Target:
-    """A TCP server that calls `serve(conn)` for each connection, on its own thread."""
+    """A TCP server that calls `serve(conn)` for each connection, on its own thread.
 
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+    On any free port, or on that of a target that is closed.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket], None], port: int = 0) -> None:
         self._serve = serve
         self.accepted = 0
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server(("127.0.0.1", port))
         self.port = int(self._socket.getsockname()[1])
         self.spec = f"127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._run, daemon=True)
