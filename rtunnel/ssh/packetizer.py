@@ -179,6 +179,7 @@ class EnginePacketizer(Packetizer):
                     block_engine, block_size, mac_engine, mac_size, mac_key,
                     sdctr, etm, aead, iv_out,
                 )  # fmt: skip
+                self._keys_changed(2)
             self._holding = False
             while self._held:
                 self._send(self._held.popleft())
@@ -211,6 +212,7 @@ class EnginePacketizer(Packetizer):
                 block_engine, block_size, mac_engine, mac_size, mac_key,
                 etm, aead, iv_in,
             )  # fmt: skip
+            self._keys_changed(1)
 
     def _keys_changed(self, which: int) -> None:
         self._fresh_keys |= which
@@ -235,7 +237,13 @@ class EnginePacketizer(Packetizer):
 
     def need_rekey(self) -> bool:
         """Say whether it is time for a key exchange."""
+        # Looked at for each message; the loop of the engine has a timer of its own.
+        if self._seal_keys and self._keys_are_old():
+            self._rekey_due = True
         return self._rekey_due or bool(super().need_rekey())
+
+    def _keys_are_old(self) -> bool:
+        return time.monotonic() >= self._keys_since_s + self.rekey_s
 
     # Sending.
 
@@ -385,6 +393,9 @@ class EnginePacketizer(Packetizer):
 
     def _check_keepalive(self) -> None:
         # paramiko calls this when a read of its own timed out.
+        if self._seal_keys and not self._rekey_due and self._keys_are_old():
+            self._rekey_due = True
+            _stock._trigger_rekey(self)  # the read ends before the next packet
         if self._keepalive is None:
             _stock._check_keepalive(self)
         elif not self._holding:
@@ -395,8 +406,7 @@ class EnginePacketizer(Packetizer):
             raise EOFError
         if self._keepalive is not None:
             self._check_peer(self._keepalive)
-        due_s = self._keys_since_s + self.rekey_s
-        if not self._rekey_due and time.monotonic() >= due_s:
+        if not self._rekey_due and self._keys_are_old():
             self._rekey_due = True
             raise NeedRekeyException
 
