@@ -311,6 +311,21 @@ def test_the_history_has_the_last_hundred_jobs(start: Start, home: Path) -> None
     assert len(list((home / "PDF").iterdir())) == HISTORY_LIMIT + 5
 
 
+def test_the_history_goes_on_after_a_resume(start: Start, home: Path) -> None:
+    spooled = start(PdfSave())
+    spooled.print("Before")
+    spooled.end()
+    spooled.printing.stop()
+    assert [job.subject.title for job in spooled.jobs] == ["Before"]
+    spooled.printing.start(spooled.session)
+    spooled.print("After")
+    jobs = spooled.end(of=2)
+    assert [(job.number, job.subject.title) for job in jobs] == [
+        (1, "Before"),
+        (2, "After"),
+    ]
+
+
 def test_another_action_holds_for_the_next_document(start: Start, home: Path) -> None:
     spooled = start(PdfSave("first"))
     spooled.print("Report")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -78,20 +78,22 @@ class JobQueue:
     """Runs jobs on threads of its own, and tells `on_change` of each new state.
 
     For what may take long: a dialog, a printer, a viewer. `on_change` is called without
-    a lock on the thread of the job, or that of `add` or `close`. The methods may be
-    called from any thread.
+    a lock on the thread of the job, or that of `add` or `close`. `past` are jobs of a
+    queue before this one. The methods may be called from any thread.
     """
 
-    def __init__(self, name: str, on_change: Callable[[Job], None]) -> None:
+    def __init__(
+        self, name: str, on_change: Callable[[Job], None], past: Iterable[Job] = ()
+    ) -> None:
         self._name = name
         self._on_change = on_change
         self._stop = threading.Event()
         # Protected by _lock.
         self._lock = threading.Lock()
-        self._count = 0
         self._waiting: deque[tuple[int, Work]] = deque()
         self._live: dict[int, Job] = {}
-        self._history: deque[Job] = deque(maxlen=HISTORY_LIMIT)
+        self._history: deque[Job] = deque(past, maxlen=HISTORY_LIMIT)
+        self._count = max((job.number for job in self._history), default=0)
         self._threads: set[threading.Thread] = set()
 
     @property

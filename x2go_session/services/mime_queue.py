@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from x2go_session.services.inbox import Inbox
@@ -36,12 +36,13 @@ class MimeQueue:
         on_job: Callable[[Job], None],
         on_refused: Callable[[str, str], None],
         settle_s: float = SETTLE_S,
+        past: Iterable[Job] = (),
     ) -> None:
         self.action = action
         self._spool = spool
         self._extensions = tuple(extensions)
         self._on_refused = on_refused
-        self._queue = JobQueue("mimebox", on_job)
+        self._queue = JobQueue("mimebox", on_job, past)
         self._inbox = Inbox("mimebox", self._settled, settle_s)
 
     @property

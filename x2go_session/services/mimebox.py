@@ -57,6 +57,7 @@ class MimeBox:
         self._spool: Spool | None = None
         self._queue: MimeQueue | None = None
         self._questions = Questions()
+        self._past: list[Job] = []
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -78,8 +79,8 @@ class MimeBox:
 
     @property
     def jobs(self) -> list[Job]:
-        """The last hundred jobs of the running service, and those that are not over."""
-        return self._queue.jobs if self._queue is not None else []
+        """The last hundred jobs that are over, then those that are not."""
+        return self._queue.jobs if self._queue is not None else list(self._past)
 
     def start(self, session: Session) -> None:
         """Share the box, and take what is in it already. Blocks.
@@ -97,6 +98,7 @@ class MimeBox:
             self._on_job,
             self._on_refused,
             self._settle_s,
+            self._past,
         )
         try:
             self._sharing.share(
@@ -119,6 +121,7 @@ class MimeBox:
         self._questions.close()
         if queue is not None:
             queue.close(STOP_TIMEOUT_S)
+            self._past = [job for job in queue.jobs if job.is_over]
         self._session, self._spool, self._queue = None, None, None
 
     def _asking(self, action: MimeAction) -> MimeAction:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from x2go_session.services.inbox import Inbox
@@ -70,12 +70,13 @@ class PrintQueue:
         action: PrintAction,
         on_job: Callable[[Job], None],
         on_refused: Callable[[str], None],
+        past: Iterable[Job] = (),
     ) -> None:
         self.action = action
         self._spool = spool
         self._on_refused = on_refused
         self._inbox = Inbox("printing", self._take, settle_s=0.0)
-        self._queue = JobQueue("printing", on_job)
+        self._queue = JobQueue("printing", on_job, past)
 
     @property
     def jobs(self) -> list[Job]:

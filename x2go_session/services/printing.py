@@ -61,6 +61,7 @@ class Printing:
         self._spool: Spool | None = None
         self._queue: PrintQueue | None = None
         self._questions = Questions()
+        self._past: list[Job] = []
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -82,8 +83,8 @@ class Printing:
 
     @property
     def jobs(self) -> list[Job]:
-        """The last hundred jobs of the running service, and those that are not over."""
-        return self._queue.jobs if self._queue is not None else []
+        """The last hundred jobs that are over, then those that are not."""
+        return self._queue.jobs if self._queue is not None else list(self._past)
 
     def start(self, session: Session) -> None:
         """Share the spool, and take what is in it already. Blocks.
@@ -95,7 +96,11 @@ class Printing:
         self._questions = Questions()
         self._spool = Spool(folder / "spool", folder / "printing")
         self._queue = PrintQueue(
-            self._spool, self._asking(self._action), self._on_job, self._on_refused
+            self._spool,
+            self._asking(self._action),
+            self._on_job,
+            self._on_refused,
+            self._past,
         )
         try:
             self._sharing.share(
@@ -118,6 +123,7 @@ class Printing:
         self._questions.close()
         if queue is not None:
             queue.close(STOP_TIMEOUT_S)
+            self._past = [job for job in queue.jobs if job.is_over]
         self._session, self._spool, self._queue = None, None, None
 
     def _asking(self, action: PrintAction) -> PrintAction:
