@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from rtunnel import Listener, Tunnel
+from rtunnel import Listener, Supervisor, Tunnel
 from rtunnel.errors import ConnectionLost, RequestTimeout
 from rtunnel.status import readiness
 from rtunnel.status.readiness import SelfTests
 from rtunnel.tunnel.selftest import Outcome, self_test
-from tests.support.ports import free_port
-from tests.support.sshd import Sshd
+from tests.support.command import Command
+from tests.support.ports import free_port, listens
+from tests.support.sshd import Sshd, wait_until
+from tests.support.statuses import get
+from tests.support.supervising import TomlFile, server_table, wait_ready
 from tests.support.tunnels import (
     PORT_0,
     TIMEOUT_S,
@@ -198,3 +201,39 @@ def test_a_visitor_who_comes_while_the_server_refuses_the_test_is_served(
             while not answers:
                 assert self_test(listener, WAIT_S) is Outcome.NOT_ALLOWED
     assert answers == [[b"hello"] * 50]
+
+
+def test_the_tunnels_of_a_supervisor_are_tested(
+    sshd: Sshd, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "KEPT_S", 0.0)
+    tunnel = {"listen": free_port(), "to": target.spec}
+    file = TomlFile(tmp_path / "tunnels.toml")
+    file.write(a=server_table(sshd, tunnels={"web": tunnel}))
+    with Supervisor(file.path) as supervisor:
+        wait_ready(supervisor)
+        check = SelfTests(supervisor.tunnels)
+        assert check() == []
+        ((_, live),) = supervisor.tunnels()
+        free_the_port(live.listeners[0])
+        (line,) = check()
+        assert line.startswith("a ")
+    assert supervisor.tunnels() == []
+    assert check() == []
+
+
+def test_run_is_ready_when_its_tunnels_are_proven(
+    sshd: Sshd, target: Target, tmp_path: Path
+) -> None:
+    tunnel = {"listen": free_port(), "to": target.spec}
+    file = TomlFile(tmp_path / "tunnels.toml")
+    path = file.write(a=server_table(sshd, tunnels={"web": tunnel}))
+    served = free_port()
+    with Command("run", str(path), "--status", str(served)) as command:
+
+        def is_ready() -> bool:
+            assert command.process.poll() is None, command.errors()
+            return listens(served) and get(served, "/readyz").status == 200
+
+        wait_until(is_ready, WAIT_S)
+    assert target.accepted == 0

@@ -138,6 +138,7 @@ def _keep(
 @contextmanager
 def _told(supervisor: Supervisor, status_on: tuple[str, int] | None) -> Iterator[None]:
     """Let the process be seen: by `rtunnel status`, over HTTP, on systemd's socket."""
+    from rtunnel.status.readiness import SelfTests
     from rtunnel.status.runtime import published
     from rtunnel.status.server import StatusServer
 
@@ -146,14 +147,17 @@ def _told(supervisor: Supervisor, status_on: tuple[str, int] | None) -> Iterator
             raise RTunnelError("a thread of the supervisor has ended: see the log")
         return supervisor.status()
 
+    ready_check = SelfTests(supervisor.tunnels)
     with ExitStack() as stack:
         sock = passed_socket()
         if sock is not None:
             # Perhaps on the very port that the file names.
             status_on = None
-            stack.enter_context(StatusServer(source, sock=sock))
+            stack.enter_context(
+                StatusServer(source, ready_check=ready_check, sock=sock)
+            )
             log.info("the status is on the socket that systemd passed")
-        server = stack.enter_context(published(source, status_on))
+        server = stack.enter_context(published(source, status_on, ready_check))
         if server is not None:
             log.info("the status is served: url=%s", server.url)
         yield

@@ -132,6 +132,12 @@ class Server:
         """Whether its thread is there, as it should be."""
         return self._thread.is_alive() or self._ending
 
+    @property
+    def tunnel(self) -> Tunnel | None:
+        """The tunnel, while it stands."""
+        with self._changed:
+            return self._tunnel
+
     def info(self) -> ConnectionInfo:
         """Return what there is to say. Never blocks."""
         with self._changed:

@@ -18,6 +18,7 @@ from rtunnel.supervisor.health import HealthChecks
 from rtunnel.supervisor.logins import Logins
 from rtunnel.supervisor.server import Server
 from rtunnel.supervisor.watch import FileWatch
+from rtunnel.tunnel import Tunnel
 
 log = logging.getLogger("rtunnel.supervisor")
 
@@ -183,6 +184,13 @@ class Supervisor:
         return of_process(
             "run", self._started, tuple(server.info() for server in servers)
         )
+
+    def tunnels(self) -> list[tuple[str, Tunnel]]:
+        """Return the tunnels that stand, with the names of their servers."""
+        with self._lock:
+            servers = list(self._servers.values())
+        standing = [(server.name, server.tunnel) for server in servers]
+        return [(name, tunnel) for name, tunnel in standing if tunnel is not None]
 
     def summary(self) -> str:
         """Return the status in a few words, as `3 of 4 tunnels listen`."""
