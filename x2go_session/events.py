@@ -92,6 +92,11 @@ class ConnectionDied(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConnectionRestored(Event):
+    """The server is connected to again; the session is resumed next."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CommandMissing(Event):
     """The program that the session is to run is not installed on the server."""
 

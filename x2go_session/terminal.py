@@ -104,6 +104,7 @@ class Terminal:
         terminal._session = terminal._session_of(
             info.name, info.display, info.cookie, info.agent_pid, info.ports
         )
+        terminal._session.type = info.type
         return terminal
 
     @property
