@@ -123,6 +123,7 @@ def test_a_file_says_the_rest_and_flags_win_over_it(tmp_path: Path) -> None:
             wait_until(lambda: bytes_out(status) == 5)
             assert get(status, "/readyz") == "ready\n"
             assert f'"bind": "{port}"' in get(status, "/status")
+            assert 'connection="guest@127.0.0.1"' in get(status, "/metrics")
 
 
 def get(place: str, path: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from rtunnel.errors import ConfigError, ForwardingDenied
 from rtunnel.gateway.settings import Balance, Group, Rights
+from rtunnel.status.model import ListenerRow
 from tests.support.gateways import GatewayServer, Ssh
 from tests.support.other_servers import connect
 from tests.support.ports import free_port, listens
@@ -41,6 +42,11 @@ def serving(server: GatewayServer, place: str, *texts: bytes) -> Iterator[list[S
             wait_until(lambda ssh=ssh: FORWARDED in ssh.said)
             clients.append(ssh)
         yield clients
+
+
+def rows(server: GatewayServer) -> list[ListenerRow]:
+    connections = server.gateway.status().connections
+    return [row for connection in connections for row in connection.listeners]
 
 
 def grouped(folder: Path, group: Group, **options: object) -> GatewayServer:
@@ -114,13 +120,10 @@ def test_a_visitor_whose_member_has_a_dead_target_goes_to_the_next(
         wait_until(lambda: FORWARDED in dead.said)
         with serving(server, str(port), b"works"):
             assert [ask(port) for _ in range(4)] == [b"works"] * 4
-            rows = [
-                row
-                for connection in server.gateway.status().connections
-                for row in connection.listeners
-            ]
-            assert sorted(row.connections_total for row in rows) == [0, 4]
-            assert sum(row.errors for row in rows) >= 1
+            wait_until(
+                lambda: sorted(r.connections_total for r in rows(server)) == [0, 4]
+            )
+            assert sum(row.errors for row in rows(server)) >= 1
 
 
 def test_a_member_that_answers_nobody_is_asked_last_and_its_visitor_is_not_lost(

@@ -378,7 +378,7 @@ def test_headers_that_do_not_come_are_given_up_and_count_as_strangers(
         with visit(server.port) as silent, visit(server.port) as second:
             assert read_all(second) == b"Too many connections\r\n"
             assert silent.recv(1) == b""
-        assert not server.gateway._readers
+        wait_until(lambda: not server.gateway._readers)
 
 
 def header_then(rest: bytes) -> Callable[[socket.socket], None]:

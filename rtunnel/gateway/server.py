@@ -37,7 +37,7 @@ from rtunnel.gateway.settings import (
     User,
     is_in,
 )
-from rtunnel.gateway.status import connection_info
+from rtunnel.gateway.status import connection_infos
 from rtunnel.gateway.transport import ServerTransport
 from rtunnel.gateway.users import Users
 from rtunnel.gateway.visitors import Feeder, address_of
@@ -186,11 +186,7 @@ class Gateway:
         return model.of_process(
             "gateway",
             self._started,
-            tuple(
-                connection_info(session, self._listeners.of(session))
-                for session in tuple(self._sessions)
-                if session.is_authenticated and session.is_alive()
-            ),
+            connection_infos(tuple(self._sessions), self._listeners),
             # No client at all is fine: what counts is that one may come.
             ready=self._port is not None and not self._closed,
         )

@@ -185,9 +185,10 @@ class Session:
         return self._processes
 
     @property
-    def backend(self) -> str | None:
-        """What moves its bytes, once it has logged in. Any thread."""
-        return None if self._connection is None else self._connection.backend.name
+    def connection(self) -> Connection:
+        """The connection, once the client has logged in. Any thread."""
+        assert self._connection is not None
+        return self._connection
 
     @property
     def is_authenticated(self) -> bool:

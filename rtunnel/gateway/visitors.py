@@ -60,6 +60,7 @@ class TrafficCount:
     errors: int
     bytes_in: int  # from visitors to the client
     bytes_out: int
+    stalled: int  # visitors who send more than the client takes, right now
     last_error: str | None
 
 
@@ -142,6 +143,7 @@ class Traffic:
             errors=self._errors,
             bytes_in=ended[0] + sum(relay.bytes_out for relay in live),
             bytes_out=ended[1] + sum(relay.bytes_in for relay in live),
+            stalled=sum(relay.stalled for relay in live),
             last_error=self._last_error,
         )
 
