@@ -15,6 +15,7 @@ from rtunnel import Tunnel
 from rtunnel.errors import ChannelOpenError
 from tests.support.gateways import GatewayServer
 from tests.support.interop import Cancel, ChosenPort, HalfClose, Interop
+from tests.support.link import Link
 from tests.support.other_servers import OtherServer, connect
 from tests.support.ports import free_port
 from tests.support.tunnels import (
@@ -45,6 +46,16 @@ def server(
             yield running
 
 
+class Behind:
+    """A server, as it is reached through a link."""
+
+    def __init__(self, server: GatewayServer, link: Link) -> None:
+        self.user, self.user_key, self.port = server.user, server.user_key, link.port
+        self.known_hosts = server.user_key.with_name("known_hosts_of_the_link")
+        line = server.known_hosts.read_text()
+        self.known_hosts.write_text(line.replace(str(server.port), str(link.port)))
+
+
 class TestGateway(Interop, HalfClose, ChosenPort, Cancel):
     auto_backend = "engine"
     version = "SSH-2.0-paramiko"
@@ -63,6 +74,21 @@ class TestGateway(Interop, HalfClose, ChosenPort, Cancel):
             assert tunnel.listen(port, say(b"tunnel")).port == port
             assert ask(port) == b"tunnel"
         assert ask(port) == b"tunnel"
+
+    def test_a_client_that_is_back_has_its_port_at_once(
+        self, server: GatewayServer, backend: str
+    ) -> None:
+        with Link(server.port) as link, Target(say(b"back")) as target:
+            behind = Behind(server, link)
+            old = connect(behind, backend)
+            port = old.listen(0, say(b"old")).port
+            assert ask(port) == b"old"
+            link.freeze()
+            with connect(server, backend) as new:
+                assert new.listen(port, target.spec).port == port
+                assert ask(port) == b"back"
+            link.cut()
+            old.close()
 
     def test_dial_connects_to_what_the_server_sees(self, tunnel: Tunnel) -> None:
         # Instead: the gateway opens no connections.
