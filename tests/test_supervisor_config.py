@@ -147,6 +147,46 @@ def test_the_example_in_the_project_is_right() -> None:
             ],
         ),
         (
+            'to = "localhost:3000"',
+            'to = "socks"\nhealth = {}',
+            [
+                "t.toml:7: servers.edge.tunnels.web.health: only a host and port, or "
+                "a Unix socket, can be checked"
+            ],
+        ),
+        (
+            'to = "localhost:3000"',
+            'to = "localhost:3000"\npermit_open = ["*:443"]',
+            [
+                "t.toml:7: servers.edge.tunnels.web.permit_open: this is a rule for "
+                'to = "socks"'
+            ],
+        ),
+        (
+            'to = "localhost:3000"',
+            'to = "socks"\nproxy_protocol = 2',
+            [
+                "t.toml:7: servers.edge.tunnels.web.proxy_protocol: only a host and "
+                "port, or a Unix socket, takes it"
+            ],
+        ),
+        (
+            'to = "localhost:3000"',
+            'to = "socks"\npermit_open = ["nonsense"]',
+            [
+                "t.toml:4: servers.edge.tunnels.web: cannot understand permit_open "
+                "'nonsense': expected host:port; put IPv6 in brackets"
+            ],
+        ),
+        (
+            "listen = 8080",
+            'listen = "/run/s"\ndeny = ["::/0"]',
+            [
+                "t.toml:6: servers.edge.tunnels.web.deny: visitors of a Unix socket "
+                "have no address: the permissions of the socket decide"
+            ],
+        ),
+        (
             'destination = "user@host"',
             'destination = "user@host"\nretry = { first_s = 10, max_s = 1 }',
             [

@@ -74,7 +74,7 @@ def run(
         with told_to_end_by_signals({signal.SIGHUP: reload_asked}):
             _keep(file, status_on, watch, reload_asked)
     except ToldToEnd:
-        log.info("ended")
+        pass
     return ExitStatus.ENDED
 
 
@@ -131,6 +131,8 @@ def _keep(
                     notifier.status(summary)
                     said = summary
         finally:
+            # Now, since who takes too long to close is ended.
+            log.info("ending")
             notifier.stopping()
             supervisor.close()
 

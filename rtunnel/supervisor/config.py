@@ -34,6 +34,8 @@ from rtunnel.addresses import (
     parse_target,
 )
 from rtunnel.errors import InvalidAddress
+from rtunnel.policy import Policy
+from rtunnel.services import SocksService
 from rtunnel.supervisor.pacing import Pace
 from rtunnel.toml_file import MisplacedError
 
@@ -147,6 +149,7 @@ class TunnelConfig(Part):
     rate_bytes_per_s: Annotated[int, Field(ge=1)] | None = None
     idle_timeout_s: Seconds | None = None
     proxy_protocol: Literal[1, 2] | None = None
+    permit_open: Annotated[tuple[str, ...], Field(strict=False)] | None = None
     health: HealthConfig | None = None
 
     @model_validator(mode="after")
@@ -155,10 +158,25 @@ class TunnelConfig(Part):
             target = parse_target(self.to)
         except InvalidAddress as error:
             raise MisplacedError(("to",), str(error)) from None
-        if self.health is not None and not isinstance(target, TcpTarget | UnixTarget):
+        is_address = isinstance(target, TcpTarget | UnixTarget)
+        if self.health is not None and not is_address:
             raise MisplacedError(
                 ("health",), "only a host and port, or a Unix socket, can be checked"
             )
+        if self.proxy_protocol is not None and not is_address:
+            raise MisplacedError(
+                ("proxy_protocol",), "only a host and port, or a Unix socket, takes it"
+            )
+        if self.permit_open is not None and not isinstance(target, SocksService):
+            raise MisplacedError(("permit_open",), 'this is a rule for to = "socks"')
+        for key in ("allow", "deny"):
+            if getattr(self, key) and isinstance(self.listen, UnixBind):
+                raise MisplacedError(
+                    (key,),
+                    "visitors of a Unix socket have no address: the permissions of the "
+                    "socket decide",
+                )
+        Policy.of(**self.listen_options)
         return self
 
     @property
