@@ -96,8 +96,10 @@ class X2goServer(Sshd):
     def mounts(self) -> list[str]:
         """Return where the user has something mounted (by FUSE)."""
         lines = Path("/proc/self/mounts").read_text().splitlines()
+        # With octal escapes for blanks, and UTF-8 as it is.
         points = [line.split()[1].encode().decode("unicode_escape") for line in lines]
-        return [point for point in points if f"/.x2go-{self.user}/" in point]
+        names = [os.fsdecode(point.encode("latin-1")) for point in points]
+        return [name for name in names if f"/.x2go-{self.user}/" in name]
 
     def listening(self, port: int) -> bool:
         """Say whether somebody accepts connections on this port of the server."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import rtunnel
-from rtunnel.errors import RTunnelError
+from rtunnel.errors import PortInUse, RTunnelError
 from x2go_session.errors import ServiceError, X2GoError
 from x2go_session.events import (
     Event,
@@ -327,8 +327,16 @@ class _Running:
         self._server = rtunnel.SubsystemServer(
             "sftp", self._serve, user=session.client_user, key=key, host_key=host_key
         )
-        self.listener = session.tunnel.listen(
-            (LOOPBACK, session.ports.sharing),
+        try:
+            self.listener = self._listen(session, session.ports.sharing)
+        except PortInUse:
+            # The server keeps nobody from taking a port that it gave to a session;
+            # x2gomountdirs takes any.
+            self.listener = self._listen(session, 0)
+
+    def _listen(self, session: Session, port: int) -> rtunnel.Listener:
+        return session.tunnel.listen(
+            (LOOPBACK, port),
             to=self._server.attend,
             name=f"folders of {session.name}",
         )
