@@ -357,6 +357,32 @@ def test_the_log_of_open_can_be_json(runtime_dir: Path, sshd: Sshd) -> None:
     assert {each["level"] for each in told} <= {"info", "warning"}
 
 
+def test_the_log_has_each_connection_with_what_it_moved_and_not_what_it_said(
+    runtime_dir: Path, sshd: Sshd
+) -> None:
+    with Target(echo) as target:
+        forward = ("-R", f"127.0.0.1:0:{target.spec}")
+        with opened(sshd, *forward, "-vvv", "--log-format", "json") as command:
+            port = command.port()
+            with visit(port) as visitor:
+                visitor.sendall(b"the-payload" * 10)
+                read_exactly(visitor, 110)
+            wait_until(lambda: "connection ended" in command.errors(), WAIT_S)
+            command.send(signal.SIGTERM)
+            assert command.status() == ExitStatus.ENDED
+            text = command.errors()
+    told = [json.loads(line) for line in text.splitlines()]
+    (begun,) = (each for each in told if each["event"] == "connection opened")
+    (ended,) = (each for each in told if each["event"] == "connection ended")
+    assert begun["conn"] == ended["conn"]
+    assert begun["target"] == target.spec
+    assert isinstance(begun["chan"], int)
+    assert (ended["bytes_in"], ended["bytes_out"]) == (110, 110)
+    assert ended["duration_s"] > 0
+    assert ended["reason"] == "closed"
+    assert "the-payload" not in text
+
+
 # What is shown.
 
 

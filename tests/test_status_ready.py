@@ -137,6 +137,28 @@ def test_a_server_that_does_not_answer_is_not_ready(
     assert ask(listener.port) == b"hello"
 
 
+def test_of_a_server_that_does_not_answer_only_some_listeners_are_waited_for(
+    tunnel: Tunnel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = []
+
+    def count(listener: Listener, timeout_s: float) -> Outcome:
+        tested.append(listener)
+        return self_test(listener, timeout_s)
+
+    monkeypatch.setattr(readiness, "self_test", count)
+    monkeypatch.setattr(readiness, "TEST_TIMEOUT_S", 1.0)
+    listeners = [tunnel.listen(PORT_0, to="127.0.0.1:1") for _ in range(30)]
+    session = int(ask_for_parent(tunnel))
+    os.kill(session, signal.SIGSTOP)
+    try:
+        lines = SelfTests(lambda: [("home", tunnel)])()
+    finally:
+        os.kill(session, signal.SIGCONT)
+    assert len(lines) == len(listeners)
+    assert len(tested) <= readiness.THREADS
+
+
 def ask_for_parent(tunnel: Tunnel) -> bytes:
     """Return the number of the server's process for this connection."""
     channel = tunnel.transport.open_session(timeout=TIMEOUT_S)

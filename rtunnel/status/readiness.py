@@ -69,17 +69,25 @@ class SelfTests:
         due = due[:LISTENERS_PER_CHECK]
         if not due:
             return
+        silent: dict[Tunnel, str] = {}
         with ThreadPoolExecutor(THREADS, "rtunnel-selftest") as pool:
-            for listener, why in zip(due, pool.map(self._test, due), strict=True):
+            reasons = pool.map(lambda listener: self._test(listener, silent), due)
+            for listener, why in zip(due, reasons, strict=True):
                 self._seen.pop(listener, None)
                 self._seen[listener] = why
 
-    def _test(self, listener: Listener) -> str | None:
-        """Return why it does not listen, or None."""
+    def _test(self, listener: Listener, silent: dict[Tunnel, str]) -> str | None:
+        """Return why it does not listen, or None.
+
+        `silent` has the tunnels whose servers do not answer: each of their listeners
+        would be waited for in vain.
+        """
+        if listener.tunnel in silent:
+            return silent[listener.tunnel]
         try:
             outcome = self_test(listener, TEST_TIMEOUT_S)
         except RTunnelError as error:
-            return f"the self-test failed: {error}"
+            return silent.setdefault(listener.tunnel, f"the self-test failed: {error}")
         except OSError as error:
             return f"the self-test failed: {error.strerror or error}"
         if outcome is Outcome.NOT_ALLOWED:
