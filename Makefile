@@ -19,12 +19,14 @@ BIN := $(VENV)/bin
 STEP := @.ci/step
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 ARGS :=
+MINUTES := 1
 export PYTHON
 
 SOURCES := setup.py pyproject.toml $(wildcard src/pump/*)
 # What does not touch paramiko's own API need not run again on the oldest one.
-NOT_LOWEST := addresses bench cli cli_others config fairness forwards halfclose \
-    handlers hostkeys interop_* layers openssh_* package pump_* scale style window wire
+NOT_LOWEST := addresses bench cli cli_others config fairness forwards halfclose handlers \
+    hostkeys interop_* layers openssh_* package pump_* run_command scale style \
+    supervisor* window wire
 # That the benchmarks run, not what they measure.
 SMOKE := bulk latency --quick
 # The text of a dependency group, for a pip that cannot read one (before 25.1).
@@ -90,6 +92,10 @@ bench: $(VENV)/.dev | system-test ## compare with ssh -R and others, on this mac
 .PHONY: bench-smoke
 bench-smoke: $(VENV)/.dev | system-test
 	$(STEP) "benchmarks, a short run" $(BIN)/rtunnel bench $(SMOKE)
+
+.PHONY: soak
+soak: $(VENV)/.dev | system-test ## break everything around `rtunnel run` for MINUTES=1
+	$(STEP) "soak" $(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
 .PHONY: format
 format: $(VENV)/.dev ## let ruff put the layout right
