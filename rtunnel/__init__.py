@@ -25,6 +25,7 @@ logging.getLogger("rtunnel").addHandler(logging.NullHandler())
 if TYPE_CHECKING:
     from rtunnel import aio as aio
     from rtunnel import pump as pump
+    from rtunnel import status as status
     from rtunnel.addresses import Destination
     from rtunnel.ssh.command import CommandOutput as CommandOutput
     from rtunnel.ssh.command import put_file as put_file
@@ -56,7 +57,7 @@ _HOME: Final = {
     "put_file": "rtunnel.ssh.command",
     "run_command": "rtunnel.ssh.command",
 }
-_MODULES: Final = ("aio", "pump")
+_MODULES: Final = ("aio", "pump", "status")
 
 __all__ = [
     "CommandOutput",
@@ -77,6 +78,7 @@ __all__ = [
     "pump",
     "put_file",
     "run_command",
+    "status",
 ]
 
 

@@ -47,14 +47,14 @@ LAYERS = {
     "tunnel": ("rtunnel.tunnel.",),
     "service": (
         "rtunnel.gateway.",
-        "rtunnel.status.model",
+        "rtunnel.status.",
         "rtunnel.subsystem",
         "rtunnel.supervisor.",
         "rtunnel.toml_file",
     ),
     # The public names. Lower layers do not go through them.
     "public": ("rtunnel", "rtunnel.aio"),
-    "face": ("rtunnel.bench.", "rtunnel.cli.", "rtunnel.status.", "rtunnel.__main__"),
+    "face": ("rtunnel.bench.", "rtunnel.cli.", "rtunnel.__main__"),
 }
 ORDER = list(LAYERS)
 
