@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import socket
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -171,12 +172,17 @@ class Listeners:
         self._proxies = proxies
         self._feeder = feeder
         self._by_place: dict[Place, Entrance] = {}
+        # The same, for those who look for something else than a place.
+        self._by_port: defaultdict[int, list[Entrance]] = defaultdict(list)
+        self._by_group: dict[GroupPlace, Entrance] = {}
+        self._by_owner: dict[Owner, list[VisitorListener]] = {}
+        self._users: Counter[str] = Counter()
         self._readers: set[HeaderReader] = set()
 
     def open(self, owner: Owner, request: Request) -> VisitorListener:
         """Listen for a client. Raises `Refused`."""
         limit = owner.login.rights.listeners_max
-        if self._count(owner.login.user) >= limit:
+        if self._users[owner.login.user] >= limit:
             raise Refused(f"more than {limit} listeners are disabled for this user")
         if isinstance(request, TcpRequest):
             entrance = self._open_tcp(owner, request)
@@ -184,8 +190,14 @@ class Listeners:
             entrance = self._open_unix(owner, request)
         listener = VisitorListener(owner, request, entrance)
         entrance.members.insert(0, listener)
+        self._by_owner.setdefault(owner, []).append(listener)
+        self._users[owner.login.user] += 1
         if entrance.place not in self._by_place:
             self._by_place[entrance.place] = entrance
+            if isinstance(entrance.place, TcpPlace):
+                self._by_port[entrance.place.port].append(entrance)
+            if entrance.group is not None:
+                self._by_group[entrance.group.place] = entrance
             for sock in entrance.sockets:
                 self._loop.serve(sock, partial(self._welcome, entrance))
         return listener
@@ -211,12 +223,7 @@ class Listeners:
 
     def of(self, owner: Owner) -> list[VisitorListener]:
         """Return the listeners of one client. Any thread."""
-        return [
-            listener
-            for entrance in list(self._by_place.values())
-            for listener in tuple(entrance.members)
-            if listener.owner is owner
-        ]
+        return list(self._by_owner.get(owner, ()))
 
     def close_all(self, owner: Owner) -> None:
         """Close all listeners of a client: its connection is over."""
@@ -229,13 +236,6 @@ class Listeners:
             reader.close()
         self._readers.clear()
 
-    def _count(self, user: str) -> int:
-        return sum(
-            listener.owner.login.user == user
-            for entrance in self._by_place.values()
-            for listener in entrance.members
-        )
-
     def _is_double(self, listener: VisitorListener) -> bool:
         """Say whether its client has the same port at another address, too."""
         return any(
@@ -244,12 +244,25 @@ class Listeners:
         )
 
     def _close(self, listener: VisitorListener) -> None:
-        entrance = listener.entrance
+        entrance, owner = listener.entrance, listener.owner
         entrance.members.remove(listener)
+        self._by_owner[owner].remove(listener)
+        if not self._by_owner[owner]:
+            del self._by_owner[owner]
+        self._users[owner.login.user] -= 1
+        if not self._users[owner.login.user]:
+            del self._users[owner.login.user]
         if entrance.members:
-            log.info("member gone: place=%s conn=%s", entrance, listener.owner)
+            log.info("member gone: place=%s conn=%s", entrance, owner)
             return
         del self._by_place[entrance.place]
+        if isinstance(entrance.place, TcpPlace):
+            others = self._by_port[entrance.place.port]
+            others.remove(entrance)
+            if not others:
+                del self._by_port[entrance.place.port]
+        if entrance.group is not None:
+            del self._by_group[entrance.group.place]
         for sock in entrance.sockets:
             self._loop.leave(sock)
         entrance.close()
@@ -259,23 +272,26 @@ class Listeners:
         group = self._groups[place]
         if group.users and owner.login.user not in group.users:
             raise Refused(f"{place} is disabled for users outside of its group")
-        for entrance in self._by_place.values():
-            if entrance.group is group:
-                if any(member.owner is owner for member in entrance.members):
-                    raise Refused(f"this connection already listens on {place}")
-                log.info("member joins: place=%s conn=%s", entrance, owner)
-                return entrance
-        return None
+        entrance = self._by_group.get(place)
+        if entrance is not None:
+            if any(member.owner is owner for member in entrance.members):
+                raise Refused(f"this connection already listens on {place}")
+            log.info("member joins: place=%s conn=%s", entrance, owner)
+        return entrance
 
     def _free(self, owner: Owner, place: Place) -> None:
         """Take a place from a connection that is dead, or is of the same client."""
-        for entrance in list(self._by_place.values()):
-            other = entrance.place
-            if isinstance(other, TcpPlace) and isinstance(place, TcpPlace):
-                if not other.overlaps(place):
-                    continue
-            elif other != place:
-                continue
+        if isinstance(place, TcpPlace):
+            near = self._by_port.get(place.port, [])
+            found = [
+                entrance
+                for entrance in near
+                if isinstance(entrance.place, TcpPlace)
+                and entrance.place.overlaps(place)
+            ]
+        else:
+            found = [self._by_place[place]] if place in self._by_place else []
+        for entrance in found:
             for listener in list(entrance.members):
                 self._take_over(owner, listener)
 

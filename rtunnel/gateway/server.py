@@ -136,6 +136,7 @@ class Gateway:
         # Protected by _lock.
         self._lock = threading.Lock()
         self._logged_in: Counter[str] = Counter()
+        self._guests = 0  # all of them
 
     def start(self) -> Self:
         """Listen for clients. Raises `ConfigError` if that is not possible."""
@@ -243,8 +244,8 @@ class Gateway:
 
     def _refuse_if_full(self, sock: socket.socket) -> bool:
         """Refuse a connection if there are too many, or too many at the door."""
-        strangers = sum(not session.is_authenticated for session in self._sessions)
-        strangers += len(self._readers)
+        with self._lock:
+            strangers = len(self._sessions) - self._guests + len(self._readers)
         if (
             strangers < self._limits.unauthenticated_max
             and len(self._sessions) < self._limits.connections_max
@@ -288,7 +289,11 @@ class Gateway:
                 self._penalties.penalise(session.origin[0], session.failure)
         else:
             with self._lock:
-                self._logged_in[session.login.user] -= 1
+                user = session.login.user
+                self._logged_in[user] -= 1
+                self._guests -= 1
+                if not self._logged_in[user]:
+                    del self._logged_in[user]
         # Its threads may be at their last words.
         self._ending = {other for other in self._ending if other.is_ending()}
         self._ending.add(session)
@@ -299,6 +304,7 @@ class Gateway:
         login = session.login
         with self._lock:
             self._logged_in[login.user] += 1
+            self._guests += 1
             count = self._logged_in[login.user]
         if count > login.rights.connections_max:
             return f"more than {login.rights.connections_max} connections of this user"

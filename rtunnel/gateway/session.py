@@ -16,6 +16,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -461,13 +462,16 @@ class Session:
 
         def ended(end: RelayEnd) -> None:
             traffic.ended(visitor, end)
-            log.debug(
-                "visitor gone: conn=%s place=%s reason=%s bytes_in=%d bytes_out=%d",
+            log.info(
+                "visitor gone: conn=%s place=%s from=%s:%d duration_s=%.3f "
+                "bytes_in=%d bytes_out=%d reason=%s",
                 self,
                 listener,
-                end.reason,
-                end.bytes_in,
+                *visitor.origin,
+                time.monotonic() - visitor.came_s,
                 end.bytes_out,
+                end.bytes_in,
+                end.reason,
             )
 
         traffic.ask(visitor)

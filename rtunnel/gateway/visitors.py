@@ -26,6 +26,7 @@ class Visitor:
     ) -> None:
         self.sock = sock
         self.origin = origin
+        self.came_s = time.monotonic()
         # The listeners that could not take it.
         self.tried: set[object] = set()
         # A second descriptor, with which it can be offered to another client.
