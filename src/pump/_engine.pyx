@@ -51,6 +51,8 @@ cdef extern from "engine.h" nogil:
         uint64_t bytes_out
         uint32_t channels
         size_t unsent
+        uint64_t rtt_us
+        uint64_t rtt_min_us
     ctypedef enum rt_priority:
         RT_PRIORITY_AUTO
         RT_PRIORITY_INTERACTIVE
@@ -365,3 +367,13 @@ cdef class Engine:
         with nogil:
             rt_engine_stats_now(self._engine, &stats)
         return stats.bytes_in, stats.bytes_out, stats.channels, stats.unsent
+
+    def path(self):
+        """Return the round trip of the last probe and of the best one, in us; or 0, 0.
+
+        Probes are sent while data moves.
+        """
+        cdef rt_engine_stats stats
+        with nogil:
+            rt_engine_stats_now(self._engine, &stats)
+        return stats.rtt_us, stats.rtt_min_us

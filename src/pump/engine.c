@@ -541,5 +541,7 @@ void rt_engine_stats_now(rt_engine *e, rt_engine_stats *out)
     out->bytes_out = e->packets.bytes_out;
     out->channels = e->channels.live;
     out->unsent = rt_packets_unsent(&e->packets);
+    out->rtt_us = e->path.rtt_us;
+    out->rtt_min_us = e->path.rtt_min_us;
     unlock(e);
 }

@@ -73,6 +73,8 @@ typedef struct {
     uint64_t bytes_in, bytes_out; /* on the wire */
     uint32_t channels;
     size_t unsent;
+    uint64_t rtt_us;     /* by the last probe; 0: there was none yet */
+    uint64_t rtt_min_us; /* by the best one: the path without queues */
 } rt_engine_stats;
 
 /* `fd` is a connected stream socket; it stays the caller's, open until
