@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import configparser
 import http.client
 import json
 import signal
+import socket
 from pathlib import Path
 
 import pytest
 
+from rtunnel.cli.gateway_command import gateway as gateway_command
 from rtunnel.gateway.host_key import load_or_make
-from tests.support.command import Command
+from tests.support.command import ROOT, Command
 from tests.support.gateways import Guest
 from tests.support.ports import free_port, listens
 from tests.support.sshd import wait_until
-from tests.support.tunnels import ask, say
+from tests.support.tunnels import TIMEOUT_S, ask, say
+
+EXAMPLES = ROOT / "examples" / "gateway"
 
 
 class Running(Command):
@@ -124,6 +129,30 @@ def test_a_file_says_the_rest_and_flags_win_over_it(tmp_path: Path) -> None:
             assert get(status, "/readyz") == "ready\n"
             assert f'"bind": "{port}"' in get(status, "/status")
             assert 'connection="guest@127.0.0.1"' in get(status, "/metrics")
+
+
+def test_systemd_is_told_when_it_serves_and_when_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "keys").touch(0o600)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(TIMEOUT_S)
+        environment = at_home(tmp_path) | {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        flags = ("--authorized-keys", str(tmp_path / "keys"))
+        with Running(*flags, **environment) as gateway:
+            text = systemd.recv(1000).decode()
+            assert text == f"READY=1\nSTATUS=port {gateway.gateway_port}"
+            gateway.send(signal.SIGTERM)
+            assert systemd.recv(1000).startswith(b"STOPPING=1")
+
+
+def test_the_unit_starts_what_there_is() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.read(EXAMPLES / "rtunnel-gateway.service")
+    command = unit["Service"]["ExecStart"].split()
+    assert command[:3] == ["/usr/bin/env", "rtunnel", "gateway"]
+    parameters = gateway_command.make_context("gateway", command[3:]).params
+    assert parameters["config_file"] == Path("/etc/rtunnel/gateway.toml")
+    assert unit["Service"]["Type"] == "notify"
 
 
 def get(place: str, path: str) -> str:

@@ -164,6 +164,11 @@ def test_the_file_has_every_setting_and_the_page_has_every_key() -> None:
     assert [key for key in GatewayConfig.model_fields if f"`{key}`" not in PAGE] == []
 
 
+def test_the_example_is_right() -> None:
+    options = load(ROOT / "examples" / "gateway" / "gateway.toml").options()
+    assert [user.name for user in options["users"]] == ["alice", "shop", "worker"]
+
+
 @pytest.mark.parametrize("number", range(len(re.findall(r"(?m)^```toml$", PAGE))))
 def test_the_examples_of_the_page_are_right(tmp_path: Path, number: int) -> None:
     text = re.findall(r"(?ms)^```toml\n(.*?)^```", PAGE)[number]

@@ -14,6 +14,7 @@ from rtunnel.cli import exit_status, logs
 from rtunnel.cli.ending import ToldToEnd, told_to_end_by_signals
 from rtunnel.cli.exit_status import ExitStatus
 from rtunnel.cli.status_command import serve_option
+from rtunnel.cli.systemd import Notifier
 from rtunnel.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,15 +116,19 @@ def _serve(
     from rtunnel.gateway import Gateway
     from rtunnel.status.runtime import published
 
+    notifier = Notifier()
     options: dict[str, Any] = {"authorized_keys": keys, "host_key": host_key}
     gateway = Gateway(listen, **options, **config.options())
-    # What a signal leaves undone, the kernel does.
     with gateway, published(gateway.status, status_on) as server:
         _tell(gateway, listen, keys, config)
         if server is not None:
             click.echo(f"status on {server.url}")
         sys.stdout.flush()
-        threading.Event().wait()
+        notifier.ready(f"port {gateway.port}")
+        try:
+            threading.Event().wait()
+        finally:
+            notifier.stopping()
 
 
 def _tell(
