@@ -218,7 +218,7 @@ class Systemd:
             text = self._socket.recv(4096).decode()
             said = dict(line.split("=", 1) for line in text.splitlines())
             self.seen.append(said)
-            if said.get(key, "\0").startswith(start):
+            if key in said and said[key].startswith(start):
                 return said
 
     def close(self) -> None:
