@@ -40,7 +40,7 @@ def _nothing_stays_shared(request: pytest.FixtureRequest) -> Iterator[None]:
     if "desk" in request.fixturenames:
         desk: Desk = request.getfixturevalue("desk")
         desk.sharing.unshare_all()
-        assert desk.server.mounts() == []
+        assert desk.mounts() == []
 
 
 def test_a_folder_is_mounted_and_unmounted(desk: Desk, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_folder_is_mounted_and_unmounted(desk: Desk, tmp_path: Path) -> None:
     assert [mount.mount_point for mount in listed] == [place]
 
     desk.sharing.unshare(folder)
-    assert (desk.server.mounts(), desk.sharing.folders) == ([], [])
+    assert (desk.mounts(), desk.sharing.folders) == ([], [])
     assert desk.session.control.mounts(desk.session.name) == []
     (unshared,) = desk.heard(events.FolderUnshared)
     assert unshared == events.FolderUnshared(session=desk.session.name, folder=folder)
@@ -75,10 +75,10 @@ def test_folders_may_have_any_name(desk: Desk, tmp_path: Path) -> None:
         desk.sharing.share(make(tmp_path, name))
     for shared in desk.sharing.folders:
         assert desk.run('cat "$1/file"', desk.place(shared.folder)) == "content"
-    assert len(desk.server.mounts()) == len(names)
+    assert len(desk.mounts()) == len(names)
     for name in names:
         desk.sharing.unshare(tmp_path / name)
-    assert desk.server.mounts() == []
+    assert desk.mounts() == []
 
 
 def test_folders_whose_mounts_would_have_the_same_name_have_two(
@@ -115,6 +115,14 @@ def test_a_spool_tells_what_the_server_puts_there(desk: Desk, tmp_path: Path) ->
         FileEvent(FileEventKind.REMOVED, spool / "file"),
     ]
 
+    # The server cannot unmount one spool alone: there is nothing in it meanwhile.
+    desk.sharing.unshare(spool)
+    desk.run('! touch "$1/lost" 2>/dev/null', inside)
+    other = make(tmp_path, "other")
+    desk.sharing.share(other, kind=ShareKind.PRINT_SPOOL)
+    assert desk.run('cat "$1/file"', inside) == "content"
+    assert not (spool / "lost").exists()
+
 
 def test_a_folder_in_use_stays_shared(desk: Desk, tmp_path: Path) -> None:
     folder = make(tmp_path)
@@ -126,7 +134,7 @@ def test_a_folder_in_use_stays_shared(desk: Desk, tmp_path: Path) -> None:
     assert desk.run('cat "$1/file"', desk.place(folder)) == "content"
     desk.run('kill "$(cat "$HOME/pid")"; rm "$HOME/pid"')
     wait_until(lambda: _can(desk.sharing.unshare, folder), PATIENCE_S)
-    assert desk.server.mounts() == []
+    assert desk.mounts() == []
 
 
 def _can(unshare: Callable[[Path], None], folder: Path) -> bool:

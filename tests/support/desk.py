@@ -45,6 +45,10 @@ class Desk:
         assert found.mount_point in self.server.mounts()
         return found.mount_point
 
+    def mounts(self) -> list[str]:
+        """Return where folders are mounted, without the spools."""
+        return [place for place in self.server.mounts() if "/media/" in place]
+
     def run(self, script: str, *arguments: str) -> str:
         """Run a shell script as the user of the session, in the session's home."""
         return self.server.as_user("sh", "-euc", script, "sh", *arguments)

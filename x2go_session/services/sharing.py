@@ -47,6 +47,7 @@ HOST_KEY_MARK: Final = "----BEGIN RSA IDENTITY----"
 # Whatever the scripts of the server cannot take: they split at colons, give a path to
 # a shell in double quotes, use it as a regular expression, and drop tildes.
 _HARMFUL: Final = re.compile(r"[^\w./ @=,%-]")
+SPOOLS: Final = (ShareKind.PRINT_SPOOL, ShareKind.MIMEBOX)
 _MOUNTED: Final = re.compile(r"^mount .* ok\s*$", re.MULTILINE)
 _MOUNT_POINT: Final = re.compile(r'"([^"]+)" -p \d+\s*$', re.MULTILINE)
 
@@ -231,12 +232,12 @@ class Sharing:
                 raise ServiceError(f"{folder} is not shared")
             session, running = self._session, self._running
             if entry.mount_point and session is not None and running is not None:
-                try:
-                    _unmount(session, entry)
-                except RTunnelError:
-                    # With the connection the mount is lost, too.
-                    if session.control.is_alive:
-                        raise
+                if entry.kind in SPOOLS:
+                    # The server has no command that forgets a spool alone, and mounts
+                    # none that it remembers: so the empty mount is kept.
+                    running.kept[entry.kind] = entry
+                else:
+                    self._unmount(session, entry)
                 if entry.share is not None:
                     running.folders.remove(entry.share)
             del self._entries[folder]
@@ -256,11 +257,22 @@ class Sharing:
 
     # Under _mounting.
 
+    def _unmount(self, session: Session, entry: _Entry) -> None:
+        try:
+            _unmount(session, entry)
+        except RTunnelError:
+            # With the connection the mount is lost, too.
+            if session.control.is_alive:
+                raise
+
     def _mount(self, running: _Running, session: Session, entry: _Entry) -> Event:
         """Have the server mount a folder. Raises `ServiceError`, OSError."""
         others = (other for other in self._entries.values() if other is not entry)
         names = {mount_name(other.served_as) for other in others}
         entry.served_as = served_path(entry.folder, names)
+        kept = running.kept.pop(entry.kind, None)
+        if kept is not None:
+            entry.served_as = kept.served_as
         share = running.folders.add(
             entry.folder,
             served_as=os.fsencode(entry.served_as),
@@ -268,7 +280,11 @@ class Sharing:
             watch=entry.watch,
         )
         try:
-            entry.mount_point = self._ask_for_mount(running, session, entry)
+            entry.mount_point = (
+                kept.mount_point
+                if kept is not None
+                else self._ask_for_mount(running, session, entry)
+            )
         except BaseException:
             running.folders.remove(share)
             entry.served_as = ""
@@ -321,6 +337,8 @@ class _Running:
         self.folders = SharedFolders()
         # The server has something to forget, even if it is not mounted any more.
         self.has_mounted = False
+        # Spools that are mounted without being shared, by kind.
+        self.kept: dict[ShareKind, _Entry] = {}
         self.key_bundle = (
             f"{key.private_text}{HOST_KEY_MARK}{host_key.public_line}"
         ).encode()
@@ -378,9 +396,7 @@ def _unmount(session: Session, entry: _Entry) -> None:
     """
     place = shlex.quote(entry.mount_point)
     mounted = f"grep -qF {shlex.quote(f' {entry.mount_point} ')} /proc/self/mounts"
-    forget = "true"
-    if entry.kind in (ShareKind.FOLDER, ShareKind.REMOVABLE):
-        forget = f"x2goumount-session {shlex.quote(session.name)} {place}"
+    forget = shlex.join(["x2goumount-session", session.name, entry.mount_point])
     result = session.control.run(
         f"if {mounted}; then fusermount -u {place}; fi && export HOSTNAME && {forget}",
         MOUNT_TIMEOUT_S,
