@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +9,8 @@ import pytest
 
 from tests.support.cups import Cups, Printed
 from tests.support.pulse import Pulse, record, silence, tone, write_wav
-from tests.support.x2go import PATIENCE_S, Display, X2goServer, run, wait_until
-from tests.support.x2go_services import Program, Told
-from x2go_session.control import Control
+from tests.support.x2go import PATIENCE_S, Display, X2goServer, wait_until
+from tests.support.x2go_client import PDF, Client
 from x2go_session.events import (
     MimeFileDone,
     MimeFileFailed,
@@ -22,74 +18,12 @@ from x2go_session.events import (
     ServiceFailed,
     ServiceStarted,
 )
-from x2go_session.options import SessionOptions
-from x2go_session.services.mime_actions import OpenWith
-from x2go_session.services.mimebox import MimeBox
-from x2go_session.services.print_actions import PdfSave, Print
-from x2go_session.services.printing import Printing
-from x2go_session.services.sharing import Sharing
-from x2go_session.services.sound import Sound
-from x2go_session.states import State
-from x2go_session.terminal import Terminal
+from x2go_session.services.print_actions import Print
 
 # A session takes seconds to start, and a busy machine many more.
 pytestmark = pytest.mark.timeout(300)
 
-PDF = b"%PDF-1.4\n" + b"%of a kind\n" * 50_000
 TONE_HZ = 440.0
-
-
-class Client:
-    """A session with sound, printing and MIME box, and what is seen on either side."""
-
-    def __init__(
-        self, server: X2goServer, display: Display, pulse: Pulse, folder: Path
-    ) -> None:
-        self.server = server
-        self.pulse = pulse
-        self.folder = folder
-        self.viewer = Program(folder / "viewer")
-        self.tunnel = server.connect()
-        self.sound = Sound(server=f"127.0.0.1:{pulse.port}", cookie=pulse.cookie)
-        sharing = Sharing()
-        self.printing = Printing(sharing, PdfSave(str(folder / "saved")))
-        self.mimebox = MimeBox(sharing, OpenWith(str(self.viewer), wait_s=0.0))
-        # Its environment is what each program of the session gets.
-        self._environment = server.home / "environment"
-        self._script = server.home / "application"
-        self._script.write_text(
-            f"#!/bin/sh\nenv -0 >{self._environment}\nexec xclock\n"
-        )
-        self._script.chmod(0o755)
-        self.terminal = Terminal(
-            Control(self.tunnel),
-            SessionOptions(command=str(self._script), link="lan", sound="pulse"),
-            services=[self.sound, sharing, self.printing, self.mimebox],
-            sessions_root=folder / "x2go",
-            environment={**os.environ, "DISPLAY": display.name},
-        )
-        self.told = Told(self.terminal.events)
-
-    def run(self, *command: str) -> str:
-        """Run a program as those of the session are run."""
-        wait_until(self._environment.exists, PATIENCE_S)
-        given = self._environment.read_text().split("\0")
-        return self.server.as_user("env", *filter(None, given), *command)
-
-    def print(self, title: str, pdf: bytes = PDF) -> None:
-        """Do what the printer of the X2Go server does with what was printed."""
-        spool = Path(pwd.getpwnam("x2goprint").pw_dir)
-        name = uuid.uuid4().hex
-        (spool / f"{name}.pdf").write_bytes(pdf)
-        (spool / f"{name}.title").write_text(title)
-        run(
-            *("x2goprint", self.server.user, self.terminal.session.name),
-            *(f"{name}.pdf", f"{name}.title"),
-        )
-
-    def hears_the_session(self) -> bool:
-        """Return whether PulseAudio here answers a program of the session."""
-        return "Server Name: pulseaudio" in self.run("pactl", "info")
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +48,7 @@ def client(
         assert x2go_server.mounts() == []
         assert list((folder / "x2go").glob("S-*")) == []
     finally:
-        client.tunnel.close()
-        x2go_server.end_sessions()
+        client.close()
 
 
 def test_the_services_run_and_tell_the_session_where_they_are(client: Client) -> None:
@@ -148,7 +81,7 @@ def test_a_tone_of_the_session_is_heard_here_sample_by_sample(
 
 def test_what_x2goprint_delivers_is_saved_here(client: Client) -> None:
     client.print("Grüße / Report")
-    saved = client.folder / "saved" / "Grüße_Report.pdf"
+    saved = client.saved / "Grüße_Report.pdf"
     wait_until(lambda: client.told.of(PrintJobDone), PATIENCE_S)
     assert saved.read_bytes() == PDF
     assert list((client.terminal.session.local_folder / "spool").iterdir()) == []
@@ -177,34 +110,3 @@ def test_a_file_that_is_dropped_is_opened_here_when_it_is_complete(
     wait_until(lambda: client.told.of(MimeFileFailed), PATIENCE_S)
     assert len(client.viewer.calls()) == 1
     assert list((client.terminal.session.local_folder / "mimebox").iterdir()) == []
-
-
-def test_all_of_it_works_again_after_a_resume(client: Client) -> None:
-    before = len(client.viewer.calls())
-    client.printing.action = PdfSave(str(client.folder / "saved"))
-    assert client.hears_the_session()
-    client.terminal.suspend()
-    assert client.server.mounts() == []
-    client.terminal.resume()
-    assert client.told.of(ServiceFailed) == []
-    assert client.hears_the_session()
-    client.print("Again")
-    wait_until((client.folder / "saved" / "Again.pdf").exists, PATIENCE_S)
-    client.run("sh", "-c", 'echo again >"$X2GO_MIMEBOX/again.txt"')
-    wait_until(lambda: len(client.viewer.calls()) == before + 1, PATIENCE_S)
-
-
-def test_all_of_it_works_again_on_another_connection(client: Client) -> None:
-    before = len(client.viewer.calls())
-    client.tunnel.transport.close()
-    assert client.terminal.wait_for(State.LOST, timeout_s=PATIENCE_S)
-    assert list(client.terminal.session.local_folder.glob("spool/*")) == []
-    client.tunnel = client.server.connect()
-    client.terminal.use(Control(client.tunnel))
-    client.terminal.resume()
-    assert client.told.of(ServiceFailed) == []
-    assert client.hears_the_session()
-    client.print("On another")
-    wait_until((client.folder / "saved" / "On_another.pdf").exists, PATIENCE_S)
-    client.run("sh", "-c", 'echo other >"$X2GO_MIMEBOX/other.txt"')
-    wait_until(lambda: len(client.viewer.calls()) == before + 1, PATIENCE_S)
