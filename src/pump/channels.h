@@ -99,7 +99,8 @@ typedef struct rt_channel {
     uint32_t burst; /* bytes moved of late */
     uint64_t burst_at_us;
     uint64_t moved_at_us;
-    uint32_t turn_left; /* bytes of its turn that it has not sent yet */
+    uint32_t turn_left;  /* bytes of its turn that it has not sent yet */
+    uint32_t turn_saved; /* of the turn before, when its socket ran empty */
     /* Probes (path.h). */
     uint64_t probed_at_us;
     uint64_t probed_in, probed_out; /* received, bytes_out when the last one left */

@@ -14,8 +14,9 @@
 
 /* Packets of one channel that go to its socket in one call; Linux takes 1024. */
 #define RT_GATHER_PACKETS 64
-/* One turn of one channel: more would keep the others waiting. */
-#define RT_TURN_BYTES (64u * 1024)
+/* One turn of one channel: more would keep the others waiting, and a local socket that
+ * has not grown its buffers holds little more. */
+#define RT_TURN_BYTES (32u * 1024)
 /* Of one that is alone, if the path takes it at once: system calls and wake-ups cost
  * less a byte, and more than this falls out of the caches. */
 #define RT_TURN_ALONE_BYTES (512u * 1024)

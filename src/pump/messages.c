@@ -370,8 +370,12 @@ static rt_ran send_data(rt_engine *e, rt_channel *c)
     if (c->send_window == 0)
         return RT_RAN;
     uint32_t turn = rt_turn_bytes(e);
-    if (c->turn_left == 0 || c->turn_left > turn) /* it is not alone any more */
+    if (c->turn_left == 0) {
+        c->turn_left = turn + c->turn_saved;
+        c->turn_saved = 0;
+    } else if (c->turn_left > 2 * turn) { /* it is not alone any more */
         c->turn_left = turn;
+    }
     size_t budget = rt_turn_budget(e, c);
     if (budget == 0)
         return RT_RAN_LATER;
@@ -437,7 +441,10 @@ static rt_ran send_data(rt_engine *e, rt_channel *c)
      * stream does not if it was announced before, hence hung_up. */
     if ((size_t)n < want && !c->hung_up) {
         c->readable = 0;
-        c->turn_left = 0; /* who has nothing to send saves nothing up */
+        /* Its sender may be just about to send more: what is left of a turn is added
+         * to the next one, but nobody saves up more than one. */
+        c->turn_saved = c->turn_left < RT_TURN_BYTES ? c->turn_left : RT_TURN_BYTES;
+        c->turn_left = 0;
     }
     return c->readable && c->send_window > 0 ? RT_RAN_MORE : RT_RAN;
 }

@@ -19,6 +19,9 @@ int rt_packets_init(rt_packets *p, int fd)
     p->fd = fd;
     p->readable = p->writable = 1;
     p->wake_at = 1;
+    int not_sent = RT_NOT_SENT_BYTES;
+    if (setsockopt(fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &not_sent, sizeof not_sent) != 0)
+        p->not_tcp = 1;
     rt_buffer_init(&p->unsent, RT_SEND_QUEUE_MAX_BYTES);
     p->received = malloc(RECEIVE_CAPACITY);
     return p->received == NULL ? -1 : 0;

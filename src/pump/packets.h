@@ -22,6 +22,8 @@
 #define RT_SEND_QUEUE_BYTES (256u * 1024)
 /* Control messages that the peer provokes but does not read: past this, it is cut. */
 #define RT_SEND_QUEUE_MAX_BYTES (16u * 1024 * 1024)
+/* Sent and not yet on its way, in the kernel: what stands there is past all ordering. */
+#define RT_NOT_SENT_BYTES (128 * 1024)
 /* Memory kept for an idle connection. */
 #define RT_SEND_QUEUE_KEEP_BYTES (1024u * 1024)
 

@@ -7,8 +7,9 @@
  * While an interactive channel is active the connection is shared: bulk is held to
  * what sizing.h allows, measured by probes. Among equals the turn goes round, each
  * for RT_TURN_BYTES; a turn that ends because the send queue is full goes on when there
- * is room again (deficit round robin), or whoever comes last would always get less. Who
- * is alone has larger turns, as long as the SSH socket takes all of each.
+ * is room again (deficit round robin), or whoever comes last would always get less.
+ * What is left of one because the socket ran empty is added to the next. Who is alone
+ * has larger turns, as long as the SSH socket takes all of each.
  */
 #ifndef RT_SCHEDULE_H
 #define RT_SCHEDULE_H
