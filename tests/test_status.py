@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from prometheus_client.openmetrics.parser import (
@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as read_metr
 
 from rtunnel import Transport, Tunnel
 from rtunnel.errors import ConfigError
+from rtunnel.ssh.vitals import RttMeter
 from rtunnel.status import model
 from rtunnel.status.model import ProcessStatus, from_json, of_process, of_tunnel
 from rtunnel.status.server import MAX_REQUESTS, StatusServer
@@ -26,6 +27,7 @@ from tests.support.tunnels import (
     Target,
     echo,
     open_transport,
+    open_tunnel,
     read_exactly,
     visit,
 )
@@ -53,6 +55,11 @@ def samples(port: int) -> dict[str, float]:
             labels = ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items()))
             found[f"{sample.name}{{{labels}}}"] = sample.value
     return found
+
+
+def drain(conn: socket.socket) -> None:
+    while conn.recv(1 << 20):
+        pass
 
 
 def broken() -> ProcessStatus:
@@ -184,8 +191,8 @@ def test_metrics_have_the_figures_of_each_listener() -> None:
                 connections_open=2, connections_total=7, refused=1, errors=3,
                 bytes_in=10, bytes_out=20, stalled=1,
             ),
-            rtt_s=0.25, rekeys=4, reconnects=5, cipher="aes128-gcm@openssh.com",
-            backend="engine",
+            rtt_s=0.25, rtt_best_s=0.125, rekeys=4, reconnects=5,
+            cipher="aes128-gcm@openssh.com", backend="engine",
         )
     )  # fmt: skip
     with StatusServer(lambda: status) as server:
@@ -196,6 +203,7 @@ def test_metrics_have_the_figures_of_each_listener() -> None:
         "rtunnel_ready{}": 1,
         'rtunnel_connection_up{connection="home"}': 1,
         'rtunnel_connection_rtt_seconds{connection="home"}': 0.25,
+        'rtunnel_connection_rtt_best_seconds{connection="home"}': 0.125,
         'rtunnel_connection_rekeys_total{connection="home"}': 4,
         'rtunnel_connection_reconnects_total{connection="home"}': 5,
         f"rtunnel_listener_up{listener}": 1,
@@ -239,7 +247,8 @@ def test_a_tunnel_tells_what_it_carries(tunnel: Tunnel) -> None:
     assert (told.state, told.backend, told.rekeys) == ("connected", tunnel.backend, 0)
     assert told.cipher == tunnel.transport.remote_cipher  # type: ignore[union-attr]
     assert told.rtt_s is not None
-    assert 0 < told.rtt_s < 60
+    assert told.rtt_best_s is not None
+    assert 0 < told.rtt_best_s <= told.rtt_s < 60
     (shown,) = told.listeners
     assert (shown.name, shown.target, shown.state) == ("web", target.spec, "listening")
     assert shown.bind == f"127.0.0.1:{listener.port}"
@@ -275,6 +284,37 @@ def test_a_visitor_that_does_not_read_is_a_stalled_connection(tunnel: Tunnel) ->
             # More than window and sockets hold: from then on it waits for the visitor.
             wait_until(lambda: model.of_listener(listener).stalled == 1, WAIT_S)
         wait_until(lambda: model.of_listener(listener).stalled == 0, WAIT_S)
+
+
+def test_while_data_moves_the_probes_of_the_engine_tell_the_round_trip(
+    sshd: Sshd,
+) -> None:
+    with open_tunnel(sshd, "engine") as tunnel, Target(drain) as target:
+        listener = tunnel.listen(PORT_0, to=target.spec)
+        assert tunnel.connection.backend.round_trips_s() == (0.0, 0.0)
+        with visit(listener.port) as visitor:
+
+            def was_probed() -> bool:
+                visitor.sendall(bytes(1_000_000))
+                return tunnel.connection.backend.round_trips_s()[0] > 0
+
+            wait_until(was_probed, WAIT_S)
+        last_s, best_s = tunnel.connection.backend.round_trips_s()
+        assert 0 < best_s <= last_s < 60
+
+
+def test_a_round_trip_is_of_the_last_measure_and_the_best_is_kept() -> None:
+    answers: list[Callable[[], None]] = []
+    probes = [(0.0, 0.0)]
+    meter = RttMeter(answers.append, lambda: probes[-1])
+    assert meter.read_s() == (None, None)
+    answers.pop()()
+    first_s, best_s = meter.read_s()
+    assert first_s == best_s is not None
+    # What the engine measures counts as an answer, and is told at once.
+    probes.append((0.5, 0.25))
+    assert meter.read_s() == (0.5, min(0.25, best_s))
+    assert answers == []
 
 
 def test_who_connects_and_asks_nothing_keeps_nobody_out(served: StatusServer) -> None:

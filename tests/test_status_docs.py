@@ -26,7 +26,7 @@ METRIC = re.compile(r"\b(?:rtunnel|process|python)_[a-z_]+\b")
 @pytest.fixture(scope="module")
 def known() -> dict[str, set[str]]:
     """The labels of each metric of a process that has everything."""
-    status = process(connection(row(), rtt_s=0.1))
+    status = process(connection(row(), rtt_s=0.2, rtt_best_s=0.1))
     text, _ = Metrics(lambda: status).render("")
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text.decode()):

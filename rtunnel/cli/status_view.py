@@ -157,7 +157,9 @@ def _facts(connection: ConnectionInfo) -> list[str]:
     if connection.destination and connection.destination != connection.name:
         facts.append(f"server {harmless(connection.destination)}")
     if connection.rtt_s is not None:
-        facts.append(f"round trip {connection.rtt_s * 1000:.3g} ms")
+        best = connection.rtt_best_s
+        at_best = "" if best is None else f" ({best * 1000:.3g} at best)"
+        facts.append(f"round trip {connection.rtt_s * 1000:.3g} ms{at_best}")
     facts += [
         harmless(fact) for fact in (connection.cipher, connection.backend) if fact
     ]

@@ -46,6 +46,7 @@ def _info(
         backend=session.connection.backend.name,
         cipher=vitals.cipher or None,
         rtt_s=vitals.rtt_s,
+        rtt_best_s=vitals.rtt_best_s,
         rekeys=vitals.rekeys,
         since=session.since,
         listeners=tuple(_row(listener, destination) for listener in listeners),

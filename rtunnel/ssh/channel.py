@@ -401,6 +401,10 @@ class PortableBackend:
         """Take a channel number for an open of ours."""
         return PortableOpening(self, sock, on_end)
 
+    def round_trips_s(self) -> tuple[float, float]:
+        """Nothing is measured here."""
+        return 0.0, 0.0
+
     def close(self) -> None:
         """The connection ended: end every relay as lost. Any thread; once."""
         with self._lock:

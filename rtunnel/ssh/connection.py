@@ -83,7 +83,7 @@ class Connection:
         self._openings = Openings(self._outbox.send)
         self._ending = Ending(transport)
         self._stock_api = StockApi(self)
-        self._rtt_meter = RttMeter(self.ping)
+        self._rtt_meter = RttMeter(self.ping, self.backend.round_trips_s)
         # Protected by _lock, which is never held while anything is called that may
         # block or call back.
         self._lock = threading.Lock()
@@ -190,9 +190,11 @@ class Connection:
 
         Never blocks. Any thread.
         """
+        rtt_s, best_s = self._rtt_meter.read_s() if self.end is None else (None, None)
         return Vitals(
             cipher=cipher_of(self.transport),
-            rtt_s=None if self.end is not None else self._rtt_meter.read_s(),
+            rtt_s=rtt_s,
+            rtt_best_s=best_s,
             rekeys=rekeys_of(self.transport),
         )
 

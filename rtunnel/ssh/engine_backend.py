@@ -258,6 +258,11 @@ class EngineBackend:
         self._relays[local_id] = relay
         return relay
 
+    def round_trips_s(self) -> tuple[float, float]:
+        """Return the last round trip and the best one, measured by probes."""
+        last_us, best_us = self.engine.path()
+        return last_us / 1e6, best_us / 1e6
+
     def close(self) -> None:
         """The connection ended: finish or reset every local socket. Any thread."""
         with self._lock:

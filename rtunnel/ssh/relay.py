@@ -122,5 +122,11 @@ class Backend(Protocol):
     def reserve(self, sock: socket.socket, on_end: OnEnd | None = None) -> Opening:
         """Take a channel number for an open of ours. Owns `sock` from the call on."""
 
+    def round_trips_s(self) -> tuple[float, float]:
+        """Return the last round trip and the best one, measured while data moved.
+
+        0 if none was. Never blocks. Any thread.
+        """
+
     def close(self) -> None:
         """The connection ended: every relay ends as "lost"."""

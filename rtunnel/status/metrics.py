@@ -97,6 +97,11 @@ def _of_connections(named: list[_Named]) -> Iterator[Metric]:
         "The last round trip that was measured, the queues of both sides included.",
         labels=CONNECTION,
     )
+    rtt_best = GaugeMetricFamily(
+        "rtunnel_connection_rtt_best_seconds",
+        "The best round trip of this connection: the path without queues.",
+        labels=CONNECTION,
+    )
     rekeys = CounterMetricFamily(
         "rtunnel_connection_rekeys",
         "Key exchanges after the first.",
@@ -121,9 +126,11 @@ def _of_connections(named: list[_Named]) -> Iterator[Metric]:
         )
         if connection.rtt_s is not None:
             rtt.add_metric((name,), connection.rtt_s)
+        if connection.rtt_best_s is not None:
+            rtt_best.add_metric((name,), connection.rtt_best_s)
         rekeys.add_metric((name,), connection.rekeys)
         reconnects.add_metric((name,), connection.reconnects)
-    yield from (up, info, rtt, rekeys, reconnects)
+    yield from (up, info, rtt, rtt_best, rekeys, reconnects)
 
 
 def _of_listeners(named: list[_Named]) -> Iterator[Metric]:

@@ -55,6 +55,7 @@ class ConnectionInfo:
     since: datetime | None = None  # when it came into this state
     last_error: str | None = None
     listeners: tuple[ListenerRow, ...] = ()
+    rtt_best_s: float | None = None  # of this connection: the path without queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ def of_tunnel(
         backend=tunnel.backend,
         cipher=vitals.cipher or None,
         rtt_s=vitals.rtt_s,
+        rtt_best_s=vitals.rtt_best_s,
         rekeys=vitals.rekeys,
         reconnects=reconnects,
         since=stats.since,

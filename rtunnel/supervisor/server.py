@@ -160,6 +160,7 @@ class Server:
             backend=live.backend if live else None,
             cipher=live.cipher if live else None,
             rtt_s=live.rtt_s if live else None,
+            rtt_best_s=live.rtt_best_s if live else None,
             rekeys=live.rekeys if live else 0,
             reconnects=reconnects,
             since=since,

@@ -49,10 +49,13 @@ function since(text) {
   return text ? duration((Date.now() - Date.parse(text)) / 1000) : "-";
 }
 
-function roundTrip(seconds) {
+function roundTrip(seconds, best) {
   if (seconds === null) return "not measured";
-  const ms = seconds * 1000;
-  return `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
+  const [now, least] = [seconds, best ?? seconds].map((each) => {
+    const ms = each * 1000;
+    return ms < 10 ? ms.toFixed(1) : String(Math.round(ms));
+  });
+  return now === least ? `${now} ms` : `${now} ms, ${least} at best`;
 }
 
 function remember(key, row, seconds) {
@@ -126,7 +129,7 @@ function connectionCard(connection, seconds) {
   const good = connection.state === "connected";
   const facts = [
     ["server", connection.destination || "-"],
-    ["round trip", roundTrip(connection.rtt_s)],
+    ["round trip", roundTrip(connection.rtt_s, connection.rtt_best_s)],
     ["cipher", connection.cipher || "-"],
     ["backend", connection.backend || "-"],
     ["rekeys", connection.rekeys],
