@@ -31,12 +31,7 @@ from x2go_session.services.print_actions import (
     Print,
     PrintAction,
     PrintCommand,
-    pdf_name,
-    print_action,
-    printable_title,
 )
-from x2go_session.services.print_config import configured_action
-from x2go_session.services.print_queue import BadReadyFile, parse_ready
 from x2go_session.services.printing import Printing
 from x2go_session.session import Session
 
@@ -114,78 +109,6 @@ def start(session: Session) -> Iterator[Start]:
     yield begin
     for spooled in started:
         spooled.printing.stop()
-
-
-# What x2goprint writes.
-
-
-@pytest.mark.parametrize(
-    ("content", "name", "title"),
-    [
-        (b"job1.pdf\nMy Title", "job1.pdf", "My Title"),
-        (b"job1.pdf\nMy Title\n", "job1.pdf", "My Title"),
-        (b"job1.pdf\r\nMy Title\r\n", "job1.pdf", "My Title"),
-        (b"job1.pdf", "job1.pdf", "X2Go Print Job"),
-        (b"job1.pdf\n", "job1.pdf", "X2Go Print Job"),
-        ("job1.pdf\nGrüße 日本".encode(), "job1.pdf", "Grüße 日本"),
-        (b"job1.pdf\ntitle \xff\nmore", "job1.pdf", "title \N{REPLACEMENT CHARACTER}"),
-    ],
-)
-def test_a_ready_file_names_the_document_and_its_title(
-    content: bytes, name: str, title: str
-) -> None:
-    assert parse_ready(content) == (name, title)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"\nMy Title",
-        b"../../.ssh/id_ed25519\nMy Title",
-        b"/etc/passwd\nMy Title",
-        b"..\nMy Title",
-        b".hidden.pdf\nMy Title",
-        b"other.pdf.ready\nMy Title",
-        b"a\0b.pdf\nMy Title",
-    ],
-)
-def test_a_ready_file_that_names_no_document_of_the_spool_is_refused(
-    content: bytes,
-) -> None:
-    with pytest.raises(BadReadyFile, match="a print job with"):
-        parse_ready(content)
-
-
-# Titles.
-
-
-@pytest.mark.parametrize(
-    ("title", "name"),
-    [
-        ("Report", "Report.pdf"),
-        ("Report.pdf", "Report.pdf"),
-        ("Grüße 日本", "Grüße_日本.pdf"),
-        ("../../.bashrc", "bashrc.pdf"),
-        ("/etc/passwd", "etc_passwd.pdf"),
-        ("-rf *", "rf.pdf"),
-        ("$(reboot) `id` ; a|b", "(reboot)_id_a_b.pdf"),
-        ("two\nlines\0and more", "two_lines_and_more.pdf"),
-        ("invoice\N{RIGHT-TO-LEFT OVERRIDE}fdp.exe", "invoice_fdp.exe.pdf"),
-        ("", "document.pdf"),
-        ("...", "document.pdf"),
-        ("x" * 300, "x" * 200 + ".pdf"),
-        ("é" * 300, "é" * 100 + ".pdf"),
-    ],
-)
-def test_a_title_becomes_a_harmless_file_name(title: str, name: str) -> None:
-    assert pdf_name(title) == name
-
-
-def test_a_title_for_a_printer_is_one_short_line() -> None:
-    assert printable_title("a\nb\t\0c\x1b[31m") == "a b c [31m"
-    assert printable_title("\n") == "X2Go Print Job"
-    assert len(printable_title("日" * 300).encode()) <= 255
 
 
 # The spool.
@@ -587,73 +510,3 @@ def test_an_open_dialog_ends_with_the_session(start: Start) -> None:
     assert failed.reason == "the session ended before there was an answer"
     assert not [t for t in threading.enumerate() if t.name.startswith("x2go-printing")]
     assert list(spooled.session.local_folder.iterdir()) == []
-
-
-# The actions by their names.
-
-
-@pytest.mark.parametrize(
-    ("name", "action"),
-    [
-        ("PDFVIEW", PdfView("view")),
-        ("pdfsave", PdfSave("folder")),
-        ("PRINT", Print("printer")),
-        ("PRINTCMD", PrintCommand("command")),
-        ("DIALOG", Dialog()),
-    ],
-)
-def test_actions_have_the_names_and_arguments_of_x2go(
-    name: str, action: PrintAction
-) -> None:
-    made = print_action(
-        name,
-        pdfview_cmd="view",
-        save_to_folder="folder",
-        printer="printer",
-        print_cmd="command",
-    )
-    assert made == action
-
-
-@pytest.mark.parametrize(
-    ("config", "action"),
-    [
-        (None, PdfView("xdg-open")),
-        ("[General]\nshowdialog=1\n", Dialog()),
-        ("[General]\npdfview=true\n[view]\ncommand=evince -f\n", PdfView("evince -f")),
-        ("[view]\nopen=0\n[save]\nfolder=printed/100%\n", PdfSave("printed/100%")),
-        ("[General]\npdfview=0\n", Print("PDF")),
-        ("[General]\npdfview=0\n[CUPS]\ndefaultprinter=\n", Print()),
-        (
-            "[General]\npdfview=False\n[print]\nstartcmd=1\ncommand=lp -n 2\nps=0\n",
-            PrintCommand("lp -n 2"),
-        ),
-    ],
-)
-def test_the_file_of_x2go_clients_says_which_action_it_is(
-    config: str | None, action: PrintAction, tmp_path: Path
-) -> None:
-    (tmp_path / "own").mkdir()
-    if config is not None:
-        (tmp_path / "own" / "printing").write_text(config)
-        (tmp_path / "printing").write_text("[General]\nshowdialog=1\n")
-    folders = [tmp_path / "own", *([tmp_path] if config is not None else [])]
-    assert configured_action(folders) == action
-
-
-@pytest.mark.parametrize(
-    "config", ["no section\n", "[General]\npdfview=perhaps\n", "[view]\n[view]\n"]
-)
-def test_a_file_that_makes_no_sense_is_an_error_that_names_it(
-    config: str, tmp_path: Path
-) -> None:
-    (tmp_path / "printing").write_text(config)
-    with pytest.raises(ServiceError, match=f"cannot understand {tmp_path}/printing"):
-        configured_action([tmp_path])
-
-
-def test_an_unknown_action_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(
-        ServiceError, match=r"use one of PDFVIEW, PDFSAVE, PRINT, PRINT"
-    ):
-        print_action("SHRED")

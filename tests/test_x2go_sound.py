@@ -303,7 +303,29 @@ def test_the_sound_server_is_found_at_its_socket_where_no_port_answers(
     pulse: Pulse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("x2go_session.services.sound.PULSE_PORT", free_port())
+    monkeypatch.delenv("PULSE_SERVER", raising=False)
     monkeypatch.setenv("PULSE_RUNTIME_PATH", str(pulse.socket.parent))
     assert find_server(SoundSystem.PULSE) == (f"unix:{pulse.socket}", None)
     monkeypatch.setattr("x2go_session.services.sound.PULSE_PORT", pulse.port)
     assert find_server(SoundSystem.PULSE) == (f"127.0.0.1:{pulse.port}", None)
+
+
+@pytest.mark.parametrize("form", ["tcp:{}", "{}", "{{4711}}tcp4:{}", "unix:/none {}"])
+def test_the_sound_server_that_the_user_named_comes_first(
+    form: str, pulse: Pulse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{pulse.port}"
+    monkeypatch.setenv("PULSE_SERVER", form.format(address))
+    assert find_server(SoundSystem.PULSE) == (address, None)
+    monkeypatch.setenv("PULSE_SERVER", f"unix:{pulse.socket}")
+    assert find_server(SoundSystem.PULSE) == (f"unix:{pulse.socket}", None)
+    monkeypatch.setenv("PULSE_SERVER", str(pulse.socket))
+    assert find_server(SoundSystem.PULSE) == (f"unix:{pulse.socket}", None)
+
+
+def test_a_sound_server_that_is_named_without_a_port_has_the_usual_one(
+    pulse: Pulse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x2go_session.services.sound.PULSE_PORT", pulse.port)
+    monkeypatch.setenv("PULSE_SERVER", "localhost")
+    assert find_server(SoundSystem.PULSE) == (f"localhost:{pulse.port}", None)

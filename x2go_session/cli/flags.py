@@ -121,6 +121,12 @@ _SESSION: Final = (
         help="The program for openwith, the folder for saveas.",
     ),
     click.option(
+        *("--mimebox-extension", "mimebox_extensions"),
+        multiple=True,
+        metavar="EXT",
+        help="Take only files that end so, as pdf.",
+    ),
+    click.option(
         "--reconnect/--no-reconnect",
         default=True,
         show_default=True,

@@ -126,7 +126,8 @@ class Holder:
             if values["mimebox"] == "openwith" and values["mimebox_to"]:
                 given = {"command": values["mimebox_to"]}
             action = mime_action(values["mimebox"], **given)
-            services.append(MimeBox(self._sharing, action))
+            extensions = values["mimebox_extensions"]
+            services.append(MimeBox(self._sharing, action, extensions))
         return services
 
     def _share(self, folder: Path, *, read_only: bool) -> None:

@@ -45,9 +45,9 @@ class Sound:
     """Takes the sound of a session to the sound server of this machine.
 
     `server` is where that one listens, as `"host:port"` or `"unix:/path"`. Without it
-    that is the usual port on this machine, or the socket of the user's PulseAudio if
-    nothing answers there. `cookie` is the file with the cookie; without it, where
-    PulseAudio and esd keep it.
+    that is the first that answers of: what PULSE_SERVER names, the usual port on this
+    machine, the socket of the user's PulseAudio. `cookie` is the file with the cookie;
+    without it, where PulseAudio and esd keep it.
 
     A sound server that does not answer is a `ServiceFailed` event. The port stands
     nevertheless, so that there is sound as soon as it answers.
@@ -203,7 +203,11 @@ def find_server(
     elif system is SoundSystem.ESD:
         candidates = [f"{LOOPBACK}:{ESD_PORT}"]
     else:
-        candidates = [f"{LOOPBACK}:{PULSE_PORT}", *_pulse_sockets()]
+        candidates = [
+            *_named_pulse_servers(),
+            f"{LOOPBACK}:{PULSE_PORT}",
+            *_pulse_sockets(),
+        ]
     errors = []
     for candidate in candidates:
         try:
@@ -230,6 +234,22 @@ def _connect(server: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"cannot connect to {server}: {reason}") from None
+
+
+def _named_pulse_servers() -> list[str]:
+    """Return what PULSE_SERVER names: `[{MACHINE}][tcp[46]:|unix:]PLACE ...`."""
+    found = []
+    for word in os.environ.get("PULSE_SERVER", "").split():
+        address = word.rpartition("}")[2]
+        for prefix in ("tcp:", "tcp4:", "tcp6:"):
+            address = address.removeprefix(prefix)
+        if address.startswith(("unix:", "/")):
+            found.append(f"unix:{address.removeprefix('unix:')}")
+        elif address.rpartition("]")[2].count(":") == 1:
+            found.append(address)
+        else:
+            found.append(f"{address}:{PULSE_PORT}")
+    return found
 
 
 def _pulse_sockets() -> list[str]:
