@@ -17,6 +17,7 @@ from rtunnel import Transport, Tunnel
 from rtunnel.errors import ConfigError
 from rtunnel.ssh.vitals import RttMeter
 from rtunnel.status import model
+from rtunnel.status import server as server_module
 from rtunnel.status.model import ProcessStatus, from_json, of_process, of_tunnel
 from rtunnel.status.server import MAX_REQUESTS, StatusServer
 from tests.support.files import open_files
@@ -344,6 +345,26 @@ def test_more_requests_than_it_takes_are_turned_away_and_later_ones_served(
             return False
 
     wait_until(serves, WAIT_S)
+
+
+def test_who_asks_too_slowly_is_cut_off(
+    served: StatusServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "REQUEST_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server_module, "SWEEP_S", 0.05)
+    with visit(served.port) as slow:
+
+        def is_cut_off() -> bool:
+            slow.settimeout(0.01)
+            try:
+                slow.sendall(b"G")
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        wait_until(is_cut_off, WAIT_S)
 
 
 def test_closing_frees_the_port_the_thread_and_the_descriptors() -> None:

@@ -37,8 +37,10 @@ log = logging.getLogger("rtunnel.status")
 # Requests at the same time; each is a thread. A page, two scrapers and some probes
 # need a handful.
 MAX_REQUESTS: Final = 32
-# For the whole of one request of a client; net/http of Go has no limit, nginx 60 s.
-REQUEST_TIMEOUT_S: Final = 10.0
+# For the whole of one request. A self-test of many listeners may need most of it.
+REQUEST_TIMEOUT_S: Final = 30.0
+# How late it may be noticed that a request takes too long.
+SWEEP_S: Final = 1.0
 # accept() failed for want of descriptors: try again after that.
 ACCEPT_PAUSE_S: Final = 0.1
 
@@ -211,6 +213,9 @@ class _Http(ThreadingMixIn, TCPServer):
         self.socket = sock
         self.answer = answer
         self._free = threading.Semaphore(MAX_REQUESTS)
+        # Until when each request has to be done. Protected by _lock.
+        self._lock = threading.Lock()
+        self._deadlines: dict[socket.socket, float] = {}
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -220,21 +225,41 @@ class _Http(ThreadingMixIn, TCPServer):
                 time.sleep(ACCEPT_PAUSE_S)
             raise
 
+    def handle_request(self) -> None:
+        # Sleeps for ever while there is nothing to look after.
+        self.timeout = SWEEP_S if self._deadlines else None
+        super().handle_request()
+        self._end_late_ones()
+
+    def _end_late_ones(self) -> None:
+        """Cut off those who take too long; their threads end by that."""
+        now_s = time.monotonic()
+        with self._lock:
+            for request, deadline_s in self._deadlines.items():
+                if now_s >= deadline_s:
+                    with contextlib.suppress(OSError):
+                        request.shutdown(socket.SHUT_RDWR)
+
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        with self._lock:
+            self._deadlines[request] = time.monotonic() + REQUEST_TIMEOUT_S
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self._free.release()
+            self._forget(request)
             raise
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
+    def shutdown_request(self, request: Any) -> None:
+        self._forget(request)
+        super().shutdown_request(request)
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._lock:
+            if self._deadlines.pop(request, None) is not None:
+                self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         # The client went away, or was too slow.
@@ -245,7 +270,6 @@ class _Request(BaseHTTPRequestHandler):
     server: _Http
     server_version = "rtunnel"
     sys_version = ""
-    timeout = REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:
         if not self._asks_for_this_machine():
