@@ -257,16 +257,15 @@ class Soak:
     def _start(self) -> subprocess.Popen[bytes]:
         log = self._stack.enter_context((self._folder / "log").open("wb"))
 
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (LOG_BYTES, LOG_BYTES))
-
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "rtunnel", "run", "-v", str(self._file.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=limit,
         )
+        limits = LOG_BYTES, LOG_BYTES
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+        return process
 
     def _write(self) -> None:
         """Write the file; one tunnel in it is another one each time."""

@@ -92,6 +92,27 @@ def test_a_server_that_is_not_there_is_no_reason_to_end(
         assert command.status() == ExitStatus.ENDED
 
 
+def test_a_server_that_is_silent_does_not_keep_it_from_ending(
+    file: TomlFile, sshd: Sshd, target: Target
+) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"x@127.0.0.1:{silent.getsockname()[1]}"
+        file.write(
+            a=server_table(sshd, tunnels={"t": {"listen": port, "to": target.spec}}),
+            b=server_table(sshd) | {"destination": place},
+        )
+        with Command("run", str(file.path)) as command:
+            wait_until(lambda: listens(port), PATIENCE_S)
+            silent.settimeout(PATIENCE_S)
+            conn, _ = silent.accept()
+            with conn:
+                command.send(signal.SIGTERM)
+                assert command.status() == ExitStatus.ENDED
+            assert "rtunnel: ending" in command.errors()
+            wait_until(lambda: not listens(port), PATIENCE_S)
+
+
 def test_a_file_that_is_wrong_is_status_8_and_every_mistake(tmp_path: Path) -> None:
     path = tmp_path / "t.toml"
     path.write_text('[servers.a]\ndestinatio = "x"\n')

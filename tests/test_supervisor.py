@@ -116,6 +116,21 @@ def test_a_configuration_of_code_is_kept_as_one_of_a_file(
             supervisor.reload()
 
 
+def test_a_function_may_serve_the_visitors_of_a_tunnel_of_code(sshd: Sshd) -> None:
+    def greet(conn: socket.socket) -> None:
+        conn.sendall(b"from a function")
+
+    table = server_table(sshd)
+    del table["retry"]
+    table["identity_files"] = tuple(table["identity_files"])
+    web = TunnelConfig(listen=free_port(), to=greet)
+    edge = ServerConfig(**table, tunnels={"web": web})
+    with Supervisor(Config(servers={"a": edge})) as supervisor:
+        wait_ready(supervisor)
+        assert ask(web.listen.port) == b"from a function"
+        assert row(supervisor, "web").target.endswith("greet()")
+
+
 def test_a_port_that_the_server_chose_is_shown(
     sshd: Sshd, file: TomlFile, target: Target
 ) -> None:

@@ -102,8 +102,8 @@ def test_the_example_in_the_project_is_right() -> None:
             'to = "localhost:3000"',
             "to = 3000",
             [
-                "t.toml:6: servers.edge.tunnels.web.to: input should be a valid "
-                "string, not a whole number"
+                "t.toml:6: servers.edge.tunnels.web.to: expected a text, as "
+                '"localhost:3000"'
             ],
         ),
         (
@@ -209,13 +209,19 @@ def test_a_key_that_is_like_no_other_is_answered_with_all_there_are() -> None:
     assert line == "t.toml:1: unknown key 'xyzzy'; known are servers, status"
 
 
-def test_two_tunnels_of_a_server_cannot_listen_on_the_same_port() -> None:
+def test_two_tunnels_cannot_listen_on_the_same_port_of_a_server() -> None:
     more = GOOD.replace("tunnels.web", "tunnels.two").partition("\n\n")[2]
     assert mistakes(f"{GOOD}{more}") == [
-        "t.toml:8: servers.edge.tunnels.two.listen: 8080 is what the tunnel web "
+        "t.toml:8: servers.edge.tunnels.two.listen: 8080 is what the tunnel edge.web "
+        "listens on already"
+    ]
+    assert mistakes(GOOD + GOOD.replace("edge", "same")) == [
+        "t.toml:11: servers.same.tunnels.web.listen: 8080 is what the tunnel edge.web "
         "listens on already"
     ]
     assert read(f"{GOOD}{more}".replace("8080", "0")).tunnel_count == 2
+    other = GOOD.replace("edge", "other").replace("host", "elsewhere")
+    assert read(GOOD + other).tunnel_count == 2
 
 
 @pytest.mark.parametrize(

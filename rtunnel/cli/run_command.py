@@ -107,10 +107,13 @@ def _keep(
     reload_asked.goes_to(supervisor)
 
     def reloaded(error: ConfigError | None) -> None:
+        if supervisor.config.status != first.status:
+            log.warning("`status` of the file counts from the next start on")
         wrong = f"not taken over: {error}; " if error else ""
         notifier.ready(wrong + supervisor.summary())
 
-    with _told(supervisor, status_on or supervisor.config.status_place):
+    first = supervisor.config
+    with _told(supervisor, status_on or first.status_place):
         try:
             supervisor.start()
             beat_s = TELL_S

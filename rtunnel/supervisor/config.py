@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -63,6 +64,12 @@ def _read_bind(value: object) -> Bind:
     if isinstance(value, int | str | tuple | TcpBind | UnixBind):
         return parse_bind(value)
     raise ValueError("expected a port, an address with a port, or a socket path")
+
+
+def _read_handler(value: object) -> str | Callable[..., Any]:
+    if isinstance(value, str) or callable(value):
+        return value
+    raise ValueError('expected a text, as "localhost:3000"')
 
 
 def _read_destination(value: str) -> str:
@@ -140,7 +147,8 @@ class TunnelConfig(Part):
     """One port of a server, and where its visitors are taken to."""
 
     listen: Annotated[Bind, PlainValidator(_read_bind)]
-    to: str
+    # In code, it may be a function, as for `Tunnel.listen`.
+    to: Annotated[str | Callable[..., Any], PlainValidator(_read_handler)]
     priority: Literal["auto", "interactive", "bulk"] = "auto"
     connect_timeout_s: Seconds = 10.0
     allow: Networks = ()
@@ -155,10 +163,10 @@ class TunnelConfig(Part):
     @model_validator(mode="after")
     def _check(self) -> TunnelConfig:
         try:
-            target = parse_target(self.to)
+            target = parse_target(self.to) if isinstance(self.to, str) else None
         except InvalidAddress as error:
             raise MisplacedError(("to",), str(error)) from None
-        is_address = isinstance(target, TcpTarget | UnixTarget)
+        is_address = self.address is not None
         if self.health is not None and not is_address:
             raise MisplacedError(
                 ("health",), "only a host and port, or a Unix socket, can be checked"
@@ -178,6 +186,19 @@ class TunnelConfig(Part):
                 )
         Policy.of(**self.listen_options)
         return self
+
+    @property
+    def address(self) -> TcpTarget | UnixTarget | None:
+        """Where visitors are taken to, if that is an address."""
+        target = parse_target(self.to) if isinstance(self.to, str) else None
+        return target if isinstance(target, TcpTarget | UnixTarget) else None
+
+    @property
+    def target(self) -> str:
+        """What to call that which visitors are taken to."""
+        if isinstance(self.to, str):
+            return self.to
+        return f"{getattr(self.to, '__qualname__', type(self.to).__name__)}()"
 
     @property
     def listen_options(self) -> dict[str, Any]:
@@ -215,21 +236,6 @@ class ServerConfig(Part):
     retry: Pace = Pace()
     tunnels: dict[Name, TunnelConfig] = {}
 
-    @model_validator(mode="after")
-    def _check(self) -> ServerConfig:
-        taken: dict[Bind, str] = {}
-        for name, tunnel in self.tunnels.items():
-            bind = tunnel.listen
-            if isinstance(bind, TcpBind) and bind.port == 0:
-                continue
-            if bind in taken:
-                raise MisplacedError(
-                    ("tunnels", name, "listen"),
-                    f"{bind} is what the tunnel {taken[bind]} listens on already",
-                )
-            taken[bind] = name
-        return self
-
     @property
     def connect_options(self) -> dict[str, Any]:
         """What `rtunnel.connect` is given beside the destination."""
@@ -251,6 +257,23 @@ class Config(Part):
 
     status: Annotated[str, AfterValidator(_read_status)] | None = None
     servers: Annotated[dict[Name, ServerConfig], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        taken: dict[tuple[str, Bind], str] = {}
+        for server_name, server in self.servers.items():
+            for name, tunnel in server.tunnels.items():
+                bind = tunnel.listen
+                if isinstance(bind, TcpBind) and bind.port == 0:
+                    continue
+                label = f"{server_name}.{name}"
+                first = taken.setdefault((server.destination, bind), label)
+                if first != label:
+                    raise MisplacedError(
+                        ("servers", server_name, "tunnels", name, "listen"),
+                        f"{bind} is what the tunnel {first} listens on already",
+                    )
+        return self
 
     @property
     def status_place(self) -> tuple[str, int] | None:

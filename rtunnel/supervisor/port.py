@@ -10,7 +10,6 @@ import time
 from enum import Enum
 from typing import Final
 
-from rtunnel.addresses import TcpTarget, UnixTarget, parse_target
 from rtunnel.errors import ConfigError, ForwardRefused, ListenerClosed, PortInUse
 from rtunnel.stats import ListenerStats
 from rtunnel.status.model import ListenerRow, of_listener
@@ -195,7 +194,7 @@ class Port:
             listener, past = self._listener, self._past
             state, unwell, last_error = self._state, self._unwell, self._last_error
         row = ListenerRow(
-            self.name, str(self.config.listen), self.config.to, state.value
+            self.name, str(self.config.listen), self.config.target, state.value
         )
         if listener is not None:
             row = dataclasses.replace(
@@ -216,8 +215,8 @@ class Port:
         if self._check is not None:
             self._check.cancel()
             self._check = None
-        target = parse_target(config.to)
-        if config.health is not None and isinstance(target, TcpTarget | UnixTarget):
+        target = config.address
+        if config.health is not None and target is not None:
             self._check = self._checks.start(target, config.health, self._on_health)
         with self._lock:
             self._unwell = None
@@ -232,7 +231,7 @@ class Port:
             if healthy
             else "target is not well: tunnel=%s target=%s reason=%s",
             self._label,
-            self._config.to,
+            self._config.target,
             reason,
         )
         with self._lock:

@@ -17,6 +17,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Final
 
+from rtunnel.addresses import parse_destination
 from rtunnel.errors import RTunnelError
 from rtunnel.ssh.connect import open_transport
 from rtunnel.status.model import ConnectionInfo, ListenerRow, now, of_tunnel
@@ -151,7 +152,7 @@ class Server:
                 rows.append(port.row())
             else:  # what was changed just now
                 waits = PortState.WAITING.value
-                rows.append(ListenerRow(name, str(wanted.listen), wanted.to, waits))
+                rows.append(ListenerRow(name, str(wanted.listen), wanted.target, waits))
         live = None if tunnel is None else of_tunnel(self.name, tunnel)
         return ConnectionInfo(
             name=self.name,
@@ -218,7 +219,9 @@ class Server:
     def _connect_and_serve(self) -> None:
         """Connect, and keep the ports until the end; raise what ended it."""
         config = self._config
-        with self._logins.turn(config.destination, lambda: self._ending) as has_turn:
+        where = parse_destination(config.destination)
+        server = f"{where.host}:{where.port}"  # whoever logs in there
+        with self._logins.turn(server, lambda: self._ending) as has_turn:
             if not has_turn:
                 return
             with self._changed:

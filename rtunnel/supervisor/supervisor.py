@@ -73,6 +73,7 @@ class Supervisor:
         self._servers: dict[str, Server] = {}
         self._closing = False
         self._reload_asked = threading.Event()
+        self._closes = threading.Event()
         self._ended = threading.Event()
 
     @property
@@ -97,6 +98,7 @@ class Supervisor:
             servers = list(self._servers.values())
         if self._watch is not None:
             self._watch.close()
+        self._closes.set()
         self._reload_asked.set()
         for server in servers:
             server.end()
@@ -262,7 +264,7 @@ class Supervisor:
                 for line in str(wrong).splitlines():
                     log.error("not taken over: %s", line)
             self.on_reloaded(error)
-            time.sleep(RELOAD_GAP_S)
+            self._closes.wait(RELOAD_GAP_S)
 
 
 def _join(servers: list[Server]) -> None:
