@@ -42,6 +42,8 @@ class Engine:
         window_bytes: int,
         max_packet_bytes: int,
         priority: str = "auto",
+        rate_key: int = 0,
+        rate_bytes_per_s: int = 0,
     ) -> int: ...
     def reserve(
         self, window_bytes: int, max_packet_bytes: int, priority: str = "auto"

@@ -13,9 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from rtunnel._pump_sides import Bucket, Side
+from rtunnel._pump_sides import Bucket, Share, Side
 from rtunnel._pump_types import (
     ABORTED,
     GRANT_MAX_BYTES,
@@ -82,6 +82,27 @@ class Entry:
             self._reactor._touch(self)
 
 
+class Rate:
+    """A rate that several ports keep together. Made by `Reactor.add_rate`."""
+
+    def __init__(self, reactor: Reactor, rate: int) -> None:
+        now_ns = time.monotonic_ns()
+        self._reactor = reactor
+        self._in = Share(rate, now_ns)
+        self._out = Share(rate, now_ns)
+
+    def _due_ns(self) -> int | None:
+        dues = [share.ready_at_ns() for share in (self._in, self._out)]
+        return min((due for due in dues if due is not None), default=None)
+
+    def _call(self, now_ns: int) -> list[Any]:
+        return self._in.call(now_ns) + self._out.call(now_ns)
+
+    def _leave(self, port: Port) -> None:
+        self._in.leave(port)
+        self._out.leave(port)
+
+
 class Port(Entry):
     """Memory on one side, a socket on the other. Made by `Reactor.add_port`.
 
@@ -89,8 +110,15 @@ class Port(Entry):
     ended they do nothing.
     """
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, events: PortEvents):
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        events: PortEvents,
+        rate: Rate | None,
+    ):
         self._reactor = reactor
+        self._rate = rate
         self._side = Side(sock)
         self._sides = (self._side,)
         self._events = events
@@ -150,8 +178,8 @@ class Port(Entry):
             view = memoryview(data)
             self._queue.append(view if view.readonly else memoryview(bytes(view)))
             self._buffered += len(data)
-            if direct:
-                self._write()
+            if direct and self._rate is None:
+                self._write(0)
             # Also for what the socket did not take: the poller has to wait for it now.
             self._reactor._touch(self)
 
@@ -175,14 +203,22 @@ class Port(Entry):
         elif code:
             self._error = self._error or code
 
-    def _write(self) -> None:
+    def _write(self, now_ns: int) -> None:
         while self._queue and self._side.writable and not self._output_done:
-            data = self._queue[0]
+            data = piece = self._queue[0]
+            if self._rate is not None:
+                most = self._rate._out.ask(self, now_ns)
+                if not most:
+                    self._reactor._wait_for(self._rate)
+                    break
+                piece = data[:most]
             try:
-                n = self._side.write(data)
+                n = self._side.write(piece)
             except OSError as exc:
                 self._note(self._side, exc.errno or errno.EIO)
                 break
+            if self._rate is not None:
+                self._rate._out.spend(n)
             self._bytes_out += n
             self._consumed += n
             self._buffered -= n
@@ -195,7 +231,7 @@ class Port(Entry):
             self._buffered = 0
             self._queue.clear()
 
-    def _read(self) -> bool:
+    def _read(self, now_ns: int) -> bool:
         """Read once within the grant; return True if there may be more."""
         if self._eof_read or not self._side.readable:
             return False
@@ -204,13 +240,21 @@ class Port(Entry):
                 self._eof_read = self._side.at_eof()
                 data = None
             else:
-                data = self._side.read(min(self._granted, READ_CHUNK_BYTES))
+                limit = min(self._granted, READ_CHUNK_BYTES)
+                if self._rate is not None:
+                    limit = min(limit, self._rate._in.ask(self, now_ns))
+                    if not limit:
+                        self._reactor._wait_for(self._rate)
+                        return False
+                data = self._side.read(limit)
                 self._eof_read = data == b""
         except OSError as exc:
             self._error = exc.errno or errno.EIO
             return False
         if data:
             self._granted -= len(data)
+            if self._rate is not None:
+                self._rate._in.spend(len(data))
             self._bytes_in += len(data)
             chunk = data
             self._reactor._report(self, lambda: self._events.on_readable(chunk))
@@ -219,7 +263,7 @@ class Port(Entry):
 
     def _step(self, now_ns: int) -> bool:
         if not self._error:
-            self._write()
+            self._write(now_ns)
         if self._consumed:
             n, self._consumed = self._consumed, 0
             self._reactor._report(self, lambda: self._events.on_consumed(n))
@@ -232,7 +276,7 @@ class Port(Entry):
             return False
         if self._eof_wanted and not self._queue and not self._output_done:
             self._shutdown()
-        more = self._read()
+        more = self._read(now_ns)
         if self._error:
             self._finish(self._error)
         elif self._eof_read and not more:
@@ -276,6 +320,8 @@ class Port(Entry):
         self._finish(0)
 
     def _end_report(self) -> Report:
+        if self._rate is not None:
+            self._rate._leave(self)
         error = os_error(self._error) if self._error else None
         return lambda: self._events.on_end(error)
 

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from rtunnel._pump_entries import Entry, Pair, Port, Report
+from rtunnel._pump_entries import Entry, Pair, Port, Rate, Report
 from rtunnel._pump_sides import NS, Side, make_poller
 from rtunnel._pump_types import (
     ABORTED,
@@ -39,6 +39,7 @@ from rtunnel._pump_types import (
     check_rate,
     check_socket,
     closed_error,
+    foreign_rate,
     log,
     relay_with,
     select_error,
@@ -64,6 +65,7 @@ class Reactor:
         # Entries to step, in order; a dict because that is Python's ordered set.
         self._ready: dict[Entry, None] = {}
         self._throttled: set[Entry] = set()
+        self._rates: set[Rate] = set()  # that ports wait for
         self._reports: list[tuple[Entry, Report]] = []
         self._waiting = False  # in poller.wait(): a wake-up is needed
         self._running = False
@@ -98,16 +100,27 @@ class Reactor:
             self._add(pair)
             return pair
 
-    def add_port(self, sock: socket.socket, events: PortEvents) -> Port:
+    def add_rate(self, rate_bytes_s: int) -> Rate:
+        """Return a rate for ports, which keep it together, in each direction by itself.
+
+        Raises ValueError for a rate that cannot be kept.
+        """
+        return Rate(self, check_rate(rate_bytes_s))
+
+    def add_port(
+        self, sock: socket.socket, events: PortEvents, rate: Rate | None = None
+    ) -> Port:
         """Join a socket to memory: `Port.feed` writes, `events` tell what was read.
 
         Owns and closes the socket from here on. Nothing is read before `grant()`.
-        Raises as `add_pair`.
+        Raises as `add_pair`, and ValueError for the rate of another reactor.
         """
         fd = check_socket(sock)
+        if rate is not None and rate._reactor is not self:
+            raise foreign_rate()
         with self._lock:
             self._check_open({fd})
-            port = Port(self, sock, events)
+            port = Port(self, sock, events, rate)
             self._add(port)
             return port
 
@@ -155,6 +168,9 @@ class Reactor:
         if not entry._ended:
             self._ready[entry] = None
             self._wake()
+
+    def _wait_for(self, rate: Rate) -> None:
+        self._rates.add(rate)
 
     def _report(self, entry: Entry, report: Report) -> None:
         self._reports.append((entry, report))
@@ -207,18 +223,28 @@ class Reactor:
             for entry in list(self._throttled):
                 if entry._due_ns is not None and entry._due_ns <= now_ns:
                     self._ready[entry] = None
+            self._call_waiting(now_ns)
             due, self._ready = self._ready, {}
             for entry in due:
                 if not entry._ended:
                     self._step(entry, now_ns)
 
+    def _call_waiting(self, now_ns: int) -> None:
+        """Have ports stepped whose rate allows it; forget rates nobody waits for."""
+        for rate in list(self._rates):
+            due_ns = rate._due_ns()
+            if due_ns is None:
+                self._rates.discard(rate)
+            elif due_ns <= now_ns:
+                self._ready.update(dict.fromkeys(rate._call(now_ns)))
+
     def _timeout_s(self) -> float | None:
         if self._ready or self._closing:
             return 0
-        due = [entry._due_ns for entry in self._throttled if entry._due_ns is not None]
-        if not due:
-            return None
-        return max(min(due) - time.monotonic_ns(), 0) / NS
+        dues = [entry._due_ns for entry in self._throttled]
+        dues += [rate._due_ns() for rate in self._rates]
+        due = min((due for due in dues if due is not None), default=None)
+        return None if due is None else max(due - time.monotonic_ns(), 0) / NS
 
     def _step(self, entry: Entry, now_ns: int) -> None:
         more = entry._step(now_ns)

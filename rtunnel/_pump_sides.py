@@ -10,7 +10,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from rtunnel._pump_types import End, Pipes, poller_error
 
@@ -52,6 +52,58 @@ class Bucket:
         """Return the time from which `available` is not 0."""
         missing = max(self._quantum - self._credit, 0)
         return self._then_ns + -(-missing // self._rate)
+
+
+class Share:
+    """One rate for several takers: a bucket, and the line of those who wait for it.
+
+    Who asks while nobody waits gets what the bucket has; else it stands in line, until
+    it is called for a turn, which is a quantum of the bucket at most. So all get the
+    same, and the rate is kept by all of them together. (src/pump/share.h)
+    """
+
+    __slots__ = ("_bucket", "_line", "_quantum", "_turns")
+
+    def __init__(self, rate_bytes_s: int, now_ns: int) -> None:
+        self._bucket = Bucket(rate_bytes_s, now_ns)
+        self._quantum = max(rate_bytes_s // 200, 1)
+        # An ordered set, as dicts are.
+        self._line: dict[object, None] = {}
+        self._turns: set[object] = set()
+
+    def ask(self, taker: object, now_ns: int) -> int:
+        """Return how many bytes `taker` may move now; 0: it stands in line."""
+        allowed = 0
+        if not self._line or taker in self._turns:
+            allowed = self._bucket.available(now_ns)
+        if self._line:
+            allowed = min(allowed, self._quantum)
+        self._turns.discard(taker)
+        if allowed == 0:
+            self._line[taker] = None
+        return allowed
+
+    def spend(self, n: int) -> None:
+        """Take `n` bytes, at most what `ask` said."""
+        self._bucket.spend(n)
+
+    def call(self, now_ns: int) -> list[Any]:
+        """Give turns to those who may go on, and take them out of the line."""
+        count = self._bucket.available(now_ns) // self._quantum
+        called = list(self._line)[:count]
+        for taker in called:
+            del self._line[taker]
+        self._turns.update(called)
+        return called
+
+    def leave(self, taker: object) -> None:
+        """Forget a taker: it is over."""
+        self._line.pop(taker, None)
+        self._turns.discard(taker)
+
+    def ready_at_ns(self) -> int | None:
+        """Return the time from which somebody can be called; None: nobody waits."""
+        return self._bucket.ready_at_ns() if self._line else None
 
 
 class Side:

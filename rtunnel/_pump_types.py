@@ -114,6 +114,10 @@ def fed_after_eof() -> RuntimeError:
     return RuntimeError("bytes were fed after feed_eof()")
 
 
+def foreign_rate() -> ValueError:
+    return ValueError("a rate is kept by the ports of the reactor that made it")
+
+
 def grant_error(n: int) -> ValueError:
     return ValueError(f"a grant of {n} bytes is out of range (0 to {GRANT_MAX_BYTES})")
 

@@ -114,7 +114,10 @@ class ReactorLike(Protocol):
     ) -> PairLike:
         """Join two ends: each one's bytes, end of stream and reset go to the other."""
 
-    def add_port(self, sock: socket, events: PortEvents) -> PortLike:
+    def add_rate(self, rate_bytes_s: int) -> Any:
+        """Return a rate for ports of this reactor, which keep it together."""
+
+    def add_port(self, sock: socket, events: PortEvents, rate: Any = None) -> PortLike:
         """Join a socket to memory: `feed` writes, `events` tell what was read."""
 
     def run(self) -> None:

@@ -26,12 +26,24 @@ from rtunnel.errors import ProtocolError
 MAX_PACKET_BYTES: Final = 32 * 1024
 # OpenSSH: CHAN_TCP_WINDOW_DEFAULT, 64 packets.
 RECEIVE_WINDOW_BYTES: Final = 64 * MAX_PACKET_BYTES
+# What a limited channel is given: half a second of its rate, so that no more than that
+# waits on this side; but enough for credit to come in portions.
+LIMITED_WINDOW_S: Final = 0.5
+LIMITED_WINDOW_LEAST_BYTES: Final = 4 * MAX_PACKET_BYTES
 # OpenSSH: "10% grace before bringing the hammer down".
 GRACE_PERCENT: Final = 10
 # OpenSSH: channel_check_window.
 CREDIT_AFTER_PACKETS: Final = 3
 # RFC 4254, section 5.2: the window must not pass 2^32 - 1.
 WINDOW_LIMIT_BYTES: Final = 2**32 - 1
+
+
+def receive_window_bytes(rate_bytes_per_s: int | None) -> int:
+    """Return the window of a channel that may have a rate."""
+    if rate_bytes_per_s is None:
+        return RECEIVE_WINDOW_BYTES
+    needed = int(rate_bytes_per_s * LIMITED_WINDOW_S)
+    return min(max(needed, LIMITED_WINDOW_LEAST_BYTES), RECEIVE_WINDOW_BYTES)
 
 
 class ReceiveWindow:

@@ -6,7 +6,9 @@ import errno
 import random
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from typing import cast
 
@@ -403,3 +405,70 @@ def test_one_port_works_beside_hundreds_of_idle_ones(pump: PumpModule) -> None:
             rig.port.grant(100)
             rig.far.sendall(b"y" * 100)
             rig.owner.wait_for(received=100 * turn)
+
+
+# Rates.
+
+
+def test_ports_with_one_rate_keep_it_together_in_each_direction(
+    pump: PumpModule,
+) -> None:
+    rate, size = 1_000_000, 100_000
+    with running(pump) as reactor, ExitStack() as stack:
+        shared = reactor.add_rate(rate)
+        began_s = time.monotonic()
+        owners, ports, fars = [], [], []
+        for _ in range(3):
+            far, near = socket_pair("socketpair")
+            fars.append(stack.enter_context(far))
+            owners.append(Owner())
+            ports.append(reactor.add_port(near, owners[-1], shared))
+        with ThreadPoolExecutor(6) as pool:
+            for far, port in zip(fars, ports, strict=True):
+                pool.submit(far.sendall, b"i" * size)
+                pool.submit(read_exactly, far, size)
+                port.grant(size)
+                port.feed(b"o" * size)
+            while any(port.bytes_in + port.bytes_out < 2 * size for port in ports):
+                read = sum(port.bytes_in for port in ports)
+                written = sum(port.bytes_out for port in ports)
+                assert max(read, written) <= rate * (time.monotonic() - began_s)
+                time.sleep(0.002)
+        for owner in owners:
+            owner.wait_for(received=size, consumed=size)
+            assert owner.received == b"i" * size
+
+
+def test_a_port_with_a_rate_closes_behind_its_last_byte(pump: PumpModule) -> None:
+    with running(pump) as reactor:
+        far, near = socket_pair("tcp")
+        owner = Owner()
+        port = reactor.add_port(near, owner, reactor.add_rate(1_000_000))
+        port.feed(b"x" * 50_000)
+        port.close()
+        with far:
+            assert read_exactly(far, 50_000) == b"x" * 50_000
+            assert far.recv(1) == b""
+        assert owner.wait_end() is None
+
+
+def test_a_port_that_is_reset_leaves_its_rate_to_the_others(pump: PumpModule) -> None:
+    with running(pump) as reactor, ExitStack() as stack:
+        shared = reactor.add_rate(1_000_000)
+        ports = []
+        for _ in range(2):
+            far, near = socket_pair("socketpair")
+            stack.enter_context(far)
+            ports.append(reactor.add_port(near, Owner(), shared))
+            ports[-1].feed(b"x" * 50_000)
+        ports[0].reset()
+        assert read_exactly(far, 50_000) == b"x" * 50_000
+
+
+def test_a_rate_belongs_to_its_reactor(pump: PumpModule) -> None:
+    with running(pump) as reactor, running(pump) as other:
+        far, near = socket_pair("socketpair")
+        with far, near, pytest.raises(ValueError, match="reactor that made it"):
+            reactor.add_port(near, Owner(), other.add_rate(1000))
+        with pytest.raises(ValueError, match="rate_bytes_s must be"):
+            reactor.add_rate(0)

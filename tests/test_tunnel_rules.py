@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from tests.support.tunnels import (
     TIMEOUT_S,
     Target,
     ask,
+    background,
     echo,
+    noise,
     open_tunnel,
     read_all,
     read_end,
@@ -30,6 +33,7 @@ from tests.support.tunnels import (
     visit,
 )
 
+MIB = 1024 * 1024
 HERE = "127.0.0.0/8"
 ELSEWHERE = "192.0.2.0/24"
 
@@ -102,6 +106,60 @@ def test_more_visitors_than_may_come_are_turned_away(tunnel: Tunnel) -> None:
         with visit(listener.port) as sock:
             send_and_end(sock, b"x")
             assert read_all(sock) == b"x"
+
+
+# How fast.
+
+
+@pytest.mark.parametrize("visitors", [1, 3])
+def test_all_visitors_of_a_listener_keep_its_rate_together(
+    tunnel: Tunnel, visitors: int
+) -> None:
+    rate = 1_000_000
+    data = noise(300_000)
+    came: list[int] = []
+
+    def count(conn: socket.socket) -> None:
+        while part := conn.recv(65536):
+            came.append(len(part))
+            conn.sendall(part)
+
+    with Target(count) as target:
+        listener = tunnel.listen(PORT_0, target.spec, rate_bytes_per_s=rate)
+        began_s = time.monotonic()
+
+        def one(number: int) -> bool:
+            with visit(listener.port) as sock, background(send_and_end, sock, data):
+                return read_all(sock) == data
+
+        with ThreadPoolExecutor(visitors) as pool:
+            results = [pool.submit(one, number) for number in range(visitors)]
+            while not all(result.done() for result in results):
+                moved = max(sum(came), listener.stats().bytes_out)
+                assert moved <= rate * (time.monotonic() - began_s)
+                time.sleep(0.002)
+            assert all(result.result() for result in results)
+
+
+def test_a_listener_that_waits_for_its_rate_keeps_nobody_else(tunnel: Tunnel) -> None:
+    data = noise(2 * MIB)
+    with Target(echo) as target:
+        slow = tunnel.listen(PORT_0, target.spec, rate_bytes_per_s=10)
+        fast = tunnel.listen(PORT_0, target.spec)
+        with visit(slow.port) as waits:
+            waits.sendall(bytes(MIB))
+            with visit(fast.port) as sock, background(send_and_end, sock, data):
+                assert read_all(sock) == data
+            assert slow.stats().bytes_in < MIB
+
+
+def test_a_rate_holds_for_services_too(tunnel: Tunnel) -> None:
+    listener = tunnel.listen(PORT_0, "exec:cat", rate_bytes_per_s=1_000_000)
+    data = noise(200_000)
+    began_s = time.monotonic()
+    with visit(listener.port) as sock, background(send_and_end, sock, data):
+        assert read_all(sock) == data
+    assert time.monotonic() - began_s >= 0.2
 
 
 # For how long.

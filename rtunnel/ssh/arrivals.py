@@ -17,7 +17,7 @@ from paramiko.message import Message
 
 from rtunnel.errors import OpenFailureCode
 from rtunnel.forwards import Forward
-from rtunnel.ssh.relay import OnEnd, PeerSide, Priority, Relay
+from rtunnel.ssh.relay import OnEnd, PeerSide, Priority, RateLimit, Relay
 
 if TYPE_CHECKING:
     from rtunnel.ssh.connection import Connection
@@ -63,10 +63,13 @@ class ChannelOpen:
         sock: socket.socket,
         on_end: OnEnd | None = None,
         priority: Priority = "auto",
+        limit: RateLimit | None = None,
     ) -> Relay:
         """Confirm the channel and pump between it and `sock`, which is owned now."""
         self._decide()
-        return self._connection.backend.accept(self.peer, sock, on_end, priority)
+        return self._connection.backend.accept(
+            self.peer, sock, on_end, priority, limit=limit
+        )
 
     def accept_channel(self, then: Callable[[paramiko.Channel], object]) -> None:
         """Confirm the channel as one of paramiko's own, then call `then` with it.

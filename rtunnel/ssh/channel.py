@@ -30,6 +30,7 @@ import time
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from paramiko.message import Message
 
@@ -43,13 +44,14 @@ from rtunnel.ssh.relay import (
     OnRequest,
     PeerSide,
     Priority,
+    RateLimit,
     RelayEnd,
 )
 from rtunnel.window import (
     MAX_PACKET_BYTES,
-    RECEIVE_WINDOW_BYTES,
     ReceiveWindow,
     SendWindow,
+    receive_window_bytes,
 )
 from rtunnel.wire import Reader, string, u32
 
@@ -71,6 +73,7 @@ class PortableChannel:
         backend: PortableBackend,
         on_end: OnEnd | None,
         on_request: OnRequest | None = None,
+        limit: RateLimit | None = None,
     ) -> None:
         # Read-only after the channel was started.
         self._backend = backend
@@ -78,12 +81,15 @@ class PortableChannel:
         self.local_id = seams.register_channel(backend.transport, self)
         self.remote_id = -1
         self._on_request = on_request
+        self._limit = limit
         self._port: Any = None
         # Protected by _lock. Re-entrant: a port may report from inside a call to it.
         self._lock = threading.RLock()
         self._on_end = on_end
         self._halves = HalfClose()
-        self._receive_window = ReceiveWindow()
+        self._receive_window = ReceiveWindow(
+            receive_window_bytes(limit.bytes_per_s if limit else None)
+        )
         self._send_window: SendWindow | None = None
         self._ahead_bytes = 0  # granted to the port, or in the outbox
         self._socket_ended = False
@@ -91,7 +97,6 @@ class PortableChannel:
         self._was_reset = False
         self._was_lost = False
         # Written under _lock, read without.
-        self.bytes_in = 0
         self.bytes_out = 0
         self.ended = False
 
@@ -106,6 +111,11 @@ class PortableChannel:
             return False
         return window.left_bytes == 0 and self._ahead_bytes == 0
 
+    @property
+    def bytes_in(self) -> int:
+        """Payload bytes from the peer that the local socket took."""
+        return 0 if self._port is None else int(self._port.bytes_out)
+
     def start(self, peer: PeerSide, sock: socket.socket, confirm: bool) -> None:
         """Pump between `sock` and the peer; first confirm the peer's open, if asked."""
         with self._lock:
@@ -115,10 +125,10 @@ class PortableChannel:
                 self._send(
                     seams.MSG_CHANNEL_OPEN_CONFIRMATION,
                     u32(self.local_id)
-                    + u32(RECEIVE_WINDOW_BYTES)
+                    + u32(self._receive_window.size_bytes)
                     + u32(MAX_PACKET_BYTES),
                 )
-            self._port = self._backend.add_port(sock, self)
+            self._port = self._backend.add_port(sock, self, self._limit)
             self._grant()
         log.debug("relay started: chan=%d peer=%d", self.local_id, self.remote_id)
 
@@ -206,7 +216,6 @@ class PortableChannel:
             # data before it reads our CLOSE would wait for ever.
             self._consume(len(data))
             return
-        self.bytes_in += len(data)
         self._port.feed(data)
 
     # Callbacks of the port, on the reactor's thread.
@@ -370,6 +379,8 @@ class PortableBackend:
         # By number, until both CLOSEs were exchanged. A strong reference: the map of
         # paramiko is weak.
         self._channels: dict[int, PortableChannel] = {}
+        # The reactor's side of each rate, while a listener has it.
+        self._rates: WeakKeyDictionary[RateLimit, Any] = WeakKeyDictionary()
         # With a local socket that has not ended; outlasts the number.
         self._live: set[PortableChannel] = set()
         seams.route_channel_messages(transport, PortableChannel)
@@ -386,9 +397,10 @@ class PortableBackend:
         on_end: OnEnd | None = None,
         priority: Priority = "auto",
         on_request: OnRequest | None = None,
+        limit: RateLimit | None = None,
     ) -> PortableChannel:
         """Confirm an open of the peer, then pump. Any thread; never blocks."""
-        channel = PortableChannel(self, on_end, on_request)
+        channel = PortableChannel(self, on_end, on_request, limit)
         if self.add(channel):
             channel.start(peer, sock, confirm=True)
         else:
@@ -424,7 +436,7 @@ class PortableBackend:
             self._stop()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the threads to end, for `timeout_s` in all, unless one is the caller.
+        """Wait for the threads to end, `timeout_s` in all; not for the caller's own.
 
         The timer, too: a cancelled one lives until it has seen that.
         """
@@ -446,7 +458,9 @@ class PortableBackend:
             self._live.add(channel)
             return True
 
-    def add_port(self, sock: socket.socket, channel: PortableChannel) -> Any:
+    def add_port(
+        self, sock: socket.socket, channel: PortableChannel, limit: RateLimit | None
+    ) -> Any:
         """Give the socket to the reactor, which runs from the first one on."""
         with self._lock:
             if self._reactor is None:
@@ -455,7 +469,10 @@ class PortableBackend:
                     target=self._reactor.run, name="rtunnel-reactor", daemon=True
                 )
                 self._thread.start()
-        port = self._reactor.add_port(sock, channel)
+            rate = None if limit is None else self._rates.get(limit)
+            if limit is not None and rate is None:
+                rate = self._rates[limit] = self._reactor.add_rate(limit.bytes_per_s)
+        port = self._reactor.add_port(sock, channel, rate)
         if self._closed:
             # The connection ended since `add`. The reactor still runs: it waits for
             # this channel, too.

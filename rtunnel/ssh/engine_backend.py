@@ -13,9 +13,20 @@ from rtunnel import _engine
 from rtunnel.errors import ConnectionLost, RequestTimeout
 from rtunnel.ssh import seams
 from rtunnel.ssh.packetizer import EndedChannels
-from rtunnel.ssh.relay import OnEnd, OnRequest, PeerSide, Priority, RelayEnd
+from rtunnel.ssh.relay import (
+    OnEnd,
+    OnRequest,
+    PeerSide,
+    Priority,
+    RateLimit,
+    RelayEnd,
+)
 from rtunnel.ssh.transport import Transport
-from rtunnel.window import MAX_PACKET_BYTES, RECEIVE_WINDOW_BYTES
+from rtunnel.window import (
+    MAX_PACKET_BYTES,
+    RECEIVE_WINDOW_BYTES,
+    receive_window_bytes,
+)
 from rtunnel.wire import Reader, boolean, string, u32
 
 
@@ -138,6 +149,7 @@ class EngineBackend:
         on_end: OnEnd | None = None,
         priority: Priority = "auto",
         on_request: OnRequest | None = None,
+        limit: RateLimit | None = None,
     ) -> EngineRelay:
         """Confirm an open of the peer, then pump. Never blocks. Any thread.
 
@@ -151,9 +163,10 @@ class EngineBackend:
                     peer.remote_id,
                     peer.window_bytes,
                     peer.max_packet_bytes,
-                    RECEIVE_WINDOW_BYTES,
+                    receive_window_bytes(limit.bytes_per_s if limit else None),
                     MAX_PACKET_BYTES,
                     priority,
+                    *((limit.key, limit.bytes_per_s) if limit else ()),
                 )
             except EOFError:
                 sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,20 @@ class PeerSide:
     remote_id: int
     window_bytes: int
     max_packet_bytes: int
+
+
+class RateLimit:
+    """Bytes per second that all relays with this same object keep together.
+
+    In each direction by itself.
+    """
+
+    def __init__(self, bytes_per_s: int) -> None:
+        self.bytes_per_s = bytes_per_s
+        self.key = next(_keys)
+
+
+_keys = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +124,7 @@ class Backend(Protocol):
         on_end: OnEnd | None = None,
         priority: Priority = "auto",
         on_request: OnRequest | None = None,
+        limit: RateLimit | None = None,
     ) -> Relay:
         """Confirm an open of the peer, then pump. Any thread; never blocks.
 
@@ -116,7 +132,8 @@ class Backend(Protocol):
         backend or the transport: it must be quick. Only the engine schedules:
         `priority` means nothing to the others. `on_request` decides about the peer's
         requests on the channel, all of which are refused without it; with it, call
-        this on the transport's thread only, where `on_request` is called, too.
+        this on the transport's thread only, where `on_request` is called, too. `limit`
+        is the rate that this relay keeps, together with the others that have it.
         """
 
     def reserve(self, sock: socket.socket, on_end: OnEnd | None = None) -> Opening:

@@ -23,7 +23,7 @@ from rtunnel.forwards import Forward
 from rtunnel.policy import Policy
 from rtunnel.ssh.arrivals import ChannelOpen
 from rtunnel.ssh.connection import Connection
-from rtunnel.ssh.relay import Priority, RelayEnd
+from rtunnel.ssh.relay import Priority, RateLimit, RelayEnd
 from rtunnel.stats import ListenerStats
 from rtunnel.tunnel.handlers import AcceptQueue, Handler, Visitor
 from rtunnel.tunnel.visit import Visit
@@ -81,6 +81,8 @@ class Listener:
         self.tunnel = tunnel
         self.target = target
         self.policy = policy
+        rate = policy.rate_bytes_per_s
+        self.limit = None if rate is None else RateLimit(rate)
         self._name = name
         self._connection = connection
         self._forward = forward

@@ -73,7 +73,9 @@ class Visit:
             return False
         self._listener.note_accepted(self)
         try:
-            relay = self._pending.accept(sock, self._on_end, self._listener.priority)
+            relay = self._pending.accept(
+                sock, self._on_end, self._listener.priority, self._listener.limit
+            )
         except ConnectionLost as lost:
             self._on_end(RelayEnd(0, 0, "lost", str(lost)))
             return False

@@ -57,6 +57,9 @@ cdef extern from "engine.h" nogil:
         RT_PRIORITY_AUTO
         RT_PRIORITY_INTERACTIVE
         RT_PRIORITY_BULK
+    ctypedef struct rt_rate_of:
+        uint64_t key
+        uint64_t bytes_per_s
     int RT_EGONE, RT_ENOMEM, RT_ECLOSED, RT_EINVAL
     int RT_EV_TIMEOUT, RT_EV_PACKET, RT_EV_ENDED, RT_EV_WOKEN, RT_EV_REKEY
     int RT_EV_EOF, RT_EV_ERROR, RT_EV_FAULT
@@ -79,9 +82,10 @@ cdef extern from "engine.h" nogil:
     int rt_engine_wait_room(rt_engine *e)
     int rt_engine_send(rt_engine *e, const uint8_t *payload, size_t n)
     int rt_engine_drain(rt_engine *e, int timeout_ms)
-    int rt_engine_accept(rt_engine *e, int fd, const rt_peer_side *peer,
-                         uint32_t window_bytes, uint32_t max_packet_bytes,
-                         rt_priority priority, uint32_t *local_id)
+    int rt_engine_accept_limited(rt_engine *e, int fd, const rt_peer_side *peer,
+                                 uint32_t window_bytes, uint32_t max_packet_bytes,
+                                 rt_priority priority, const rt_rate_of *rate,
+                                 uint32_t *local_id)
     int rt_engine_reserve(rt_engine *e, uint32_t window_bytes,
                           uint32_t max_packet_bytes, rt_priority priority,
                           uint32_t *local_id)
@@ -289,11 +293,14 @@ cdef class Engine:
 
     def accept(self, int fd, uint32_t remote_id, uint32_t send_window_bytes,
                uint32_t send_max_packet_bytes, uint32_t window_bytes,
-               uint32_t max_packet_bytes, str priority not None="auto"):
+               uint32_t max_packet_bytes, str priority not None="auto",
+               uint64_t rate_key=0, uint64_t rate_bytes_per_s=0):
         """Confirm a channel that the peer opened and pump it to `fd`; return its id.
 
-        Owns `fd` at success only.
+        Channels with the same rate and key keep that rate together, in each direction
+        by itself; 0 is no rate. Owns `fd` at success only.
         """
+        cdef rt_rate_of rate
         cdef rt_peer_side peer
         cdef uint32_t local_id = 0
         cdef int result
@@ -301,9 +308,13 @@ cdef class Engine:
         peer.remote_id = remote_id
         peer.window_bytes = send_window_bytes
         peer.max_packet_bytes = send_max_packet_bytes
+        rate.key = rate_key
+        rate.bytes_per_s = rate_bytes_per_s
         with nogil:
-            result = rt_engine_accept(self._engine, fd, &peer, window_bytes,
-                                      max_packet_bytes, first, &local_id)
+            result = rt_engine_accept_limited(
+                self._engine, fd, &peer, window_bytes, max_packet_bytes, first,
+                &rate if rate.bytes_per_s != 0 else NULL, &local_id,
+            )
         check(result)
         return local_id
 

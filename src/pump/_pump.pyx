@@ -30,6 +30,7 @@ from rtunnel._pump_types import (
     check_socket,
     closed_error,
     fed_after_eof,
+    foreign_rate,
     grant_error,
     log,
     os_error,
@@ -94,7 +95,12 @@ cdef extern from "port.h" nogil:
         uint64_t bytes_in
         uint64_t bytes_out
 
-    rt_port *rt_port_new(int fd, void *owner)
+    ctypedef struct rt_rate:
+        pass
+
+    rt_rate *rt_rate_new(uint64_t bytes_per_s, uint64_t now_ns)
+    void rt_rate_release(rt_rate *rate)
+    rt_port *rt_port_new(int fd, rt_rate *rate, void *owner)
     void rt_port_free(rt_port *port)
     int rt_port_grant(rt_port *port, uint64_t n)
     int rt_port_feed(rt_port *port, const uint8_t *data, size_t n)
@@ -181,6 +187,21 @@ cdef class Pair:
         """
         with nogil:
             rt_reactor_abort(self._loop, &self._core.entry)
+
+
+@cython.final
+cdef class Rate:
+    """A rate that several ports keep together. Made by `Reactor.add_rate`."""
+
+    cdef Reactor _reactor
+    cdef rt_rate *_core
+
+    def __cinit__(self, token=None):
+        _made_by(token, "Reactor.add_rate")
+
+    def __dealloc__(self):
+        if self._core is not NULL:
+            rt_rate_release(self._core)
 
 
 @cython.final
@@ -342,18 +363,35 @@ cdef class Reactor:
         _disown(b)
         return pair
 
-    def add_port(self, sock, events) -> Port:
+    def add_rate(self, rate_bytes_s) -> Rate:
+        """Return a rate for ports, which keep it together, in each direction by itself.
+
+        Raises ValueError for a rate that cannot be kept.
+        """
+        cdef uint64_t bytes_per_s = check_rate(rate_bytes_s)
+        cdef Rate rate = Rate.__new__(Rate, _PRIVATE)
+        rate._reactor = self
+        rate._core = rt_rate_new(bytes_per_s, rt_now_ns())
+        if rate._core is NULL:
+            raise MemoryError
+        return rate
+
+    def add_port(self, sock, events, Rate rate=None) -> Port:
         """Join a socket to memory: `Port.feed` writes, `events` tell what was read.
 
         Owns and closes the socket from here on. Nothing is read before `grant()`.
-        Raises as `add_pair`.
+        Raises as `add_pair`, and ValueError for the rate of another reactor.
         """
         cdef Port port = Port.__new__(Port, _PRIVATE)
         cdef int fd = check_socket(sock)
         port._reactor = self
         port._loop = self._core
         port._events = events
-        port._core = rt_port_new(fd, <void *>port)
+        if rate is not None and rate._reactor is not self:
+            raise foreign_rate()
+        port._core = rt_port_new(
+            fd, NULL if rate is None else rate._core, <void *>port
+        )
         if port._core is NULL:
             raise MemoryError
         self._attach(port, &port._core.entry)

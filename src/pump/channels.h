@@ -12,6 +12,7 @@
 
 #include "buffer.h"
 #include "engine.h"
+#include "share.h"
 
 #include <stdint.h>
 
@@ -106,6 +107,10 @@ typedef struct rt_channel {
     uint64_t probed_in, probed_out; /* received, bytes_out when the last one left */
     uint64_t sized_at_us;           /* its windows were set anew */
     uint32_t probes;                /* not answered */
+
+    /* The rate that it keeps together with others (limiter.h); NULL: none. */
+    struct rt_limit *limit;
+    rt_taker take_in, take_out;
 
     struct rt_channel *next, *prev; /* run queue */
     struct rt_channel *next_ended;

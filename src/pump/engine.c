@@ -1,6 +1,7 @@
 /* The engine as its owner sees it: life, keys, messages, channels and figures. Each call
  * takes the lock; the loop is in loop.c. */
 #include "engine_impl.h"
+#include "limiter.h"
 #include "schedule.h"
 #include "sizing.h"
 
@@ -85,6 +86,7 @@ void rt_end_channel(rt_engine *e, rt_channel *c, int reset)
         c->fd = -1;
     }
     rt_buffer_free(&c->pending);
+    rt_limit_leave(c);
     c->readable = c->writable = 0;
     if (reset)
         c->was_reset = 1;
@@ -100,6 +102,7 @@ void rt_forget_if_done(rt_engine *e, rt_channel *c)
     if (!c->reported || !c->close_sent || !c->close_seen)
         return;
     rt_queue_remove(c);
+    rt_limit_part(e, c);
     rt_channel_remove(&e->channels, c);
 }
 
@@ -204,6 +207,7 @@ void rt_engine_free(rt_engine *e)
 {
     rt_engine_finish(e);
     rt_channels_free(&e->channels);
+    rt_limits_free(e);
     pthread_cond_destroy(&e->room);
     pthread_mutex_destroy(&e->lock);
     free(e);
@@ -429,7 +433,7 @@ static void kick(rt_engine *e, rt_channel *c)
     if (rt_run_channel(e, c) != RT_RAN)
         rt_enqueue(e, c);
     rt_flush(e);
-    if (e->ended_first != NULL || c->queued || e->fault_why != NULL)
+    if (e->ended_first != NULL || c->queued || c->take_out.next || e->fault_why != NULL)
         signal_wake_fd(e);
     rt_forget_if_done(e, c);
 }
@@ -438,16 +442,31 @@ int rt_engine_accept(rt_engine *e, int fd, const rt_peer_side *peer,
                      uint32_t window_bytes, uint32_t max_packet_bytes,
                      rt_priority priority, uint32_t *local_id)
 {
+    return rt_engine_accept_limited(e, fd, peer, window_bytes, max_packet_bytes, priority,
+                                    NULL, local_id);
+}
+
+int rt_engine_accept_limited(rt_engine *e, int fd, const rt_peer_side *peer,
+                             uint32_t window_bytes, uint32_t max_packet_bytes,
+                             rt_priority priority, const rt_rate_of *rate,
+                             uint32_t *local_id)
+{
     int result = RT_ECLOSED;
     lock_from_outside(e);
     if (!e->closing) {
         rt_channel *c = add_channel(e, window_bytes, max_packet_bytes, priority);
-        result = c == NULL ? RT_ENOMEM : attach(e, c, fd, peer);
+        result = c == NULL ? RT_ENOMEM : 0;
+        e->now_us = rt_now_us();
+        if (result == 0 && rate != NULL)
+            result = rt_limit_join(e, c, rate);
+        if (result == 0)
+            result = attach(e, c, fd, peer);
         if (result == 0) {
             *local_id = c->local_id;
             c->confirm_due = 1;
             kick(e, c);
         } else if (c != NULL) {
+            rt_limit_part(e, c);
             rt_channel_remove(&e->channels, c);
         }
     }

@@ -56,6 +56,12 @@ typedef enum {
     RT_PRIORITY_BULK,
 } rt_priority;
 
+/* A rate for each direction: channels with the same key and rate keep it together. */
+typedef struct {
+    uint64_t key;
+    uint64_t bytes_per_s;
+} rt_rate_of;
+
 typedef struct {
     uint32_t local_id;
     uint64_t bytes_in, bytes_out;
@@ -132,6 +138,11 @@ int rt_engine_drain(rt_engine *e, int timeout_ms);
 int rt_engine_accept(rt_engine *e, int fd, const rt_peer_side *peer,
                      uint32_t window_bytes, uint32_t max_packet_bytes,
                      rt_priority priority, uint32_t *local_id);
+/* The same with a rate. RT_EINVAL: it is 0, or over RT_RATE_MAX. */
+int rt_engine_accept_limited(rt_engine *e, int fd, const rt_peer_side *peer,
+                             uint32_t window_bytes, uint32_t max_packet_bytes,
+                             rt_priority priority, const rt_rate_of *rate,
+                             uint32_t *local_id);
 /* Take an id for a channel that we open; the caller sends CHANNEL_OPEN with it. */
 int rt_engine_reserve(rt_engine *e, uint32_t window_bytes, uint32_t max_packet_bytes,
                       rt_priority priority, uint32_t *local_id);

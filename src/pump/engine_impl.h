@@ -46,6 +46,8 @@ enum {
     MSG_CHANNEL_FAILURE = 100,
 };
 
+typedef struct rt_limit rt_limit;
+
 struct rt_engine {
     /* Locks. `lock` guards everything below it but the atomics. The loop holds it
      * while it works and drops it to wait; so does rt_engine_send for its wait. A mutex
@@ -66,6 +68,7 @@ struct rt_engine {
     rt_channel run_queue;
     rt_channel held_back;
     rt_channel *ended_first, *ended_last;
+    rt_limit *limits; /* of live channels */
 
     uint8_t hold;      /* between our KEXINIT and the new seal key */
     uint8_t peer_kex;  /* between the peer's KEXINIT and the new open key */
@@ -122,6 +125,8 @@ static inline int rt_send_queue_has_room(const rt_engine *e)
 int rt_on_message(rt_engine *e, const uint8_t *payload, size_t len);
 /* Write what was gathered to its socket. */
 void rt_write_gathered(rt_engine *e);
+/* Write what is buffered for the socket of `c`, as far as it takes it and may have it. */
+void rt_write_pending(rt_engine *e, rt_channel *c);
 /* The socket of `c` has events (EPOLL*). */
 void rt_on_socket(rt_engine *e, rt_channel *c, uint32_t events);
 /* Send what is due on `c` and pump its socket. */

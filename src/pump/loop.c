@@ -27,6 +27,7 @@
  * is left to do.
  */
 #include "engine_impl.h"
+#include "limiter.h"
 #include "schedule.h"
 
 #include <errno.h>
@@ -216,8 +217,12 @@ static int wait_ms(const rt_engine *e, uint64_t deadline_us)
 {
     if (is_streaming(e))
         return RT_STREAM_WAIT_MS;
-    if (e->held_back.next != &e->held_back)
-        return RT_HELD_BACK_POLL_MS;
+    uint64_t due_us = e->limits == NULL ? UINT64_MAX : rt_limits_due_us(e);
+    if (e->held_back.next != &e->held_back &&
+        due_us > e->now_us + RT_HELD_BACK_POLL_MS * 1000u)
+        due_us = e->now_us + RT_HELD_BACK_POLL_MS * 1000u;
+    if (due_us < deadline_us)
+        deadline_us = due_us;
     if (deadline_us == UINT64_MAX)
         return -1;
     if (deadline_us <= e->now_us)
@@ -243,6 +248,8 @@ void rt_engine_next(rt_engine *e, int timeout_ms, rt_event *event)
         int for_owner = open_received(e, event);
         rt_write_gathered(e);
         rt_release_held_back(e);
+        if (e->limits != NULL)
+            rt_limits_call(e);
         run_queued(e);
         rt_flush(e);
         if (e->fault_why != NULL) {

@@ -12,6 +12,7 @@
  * channel is bounded by its window whatever its target does.
  */
 #include "engine_impl.h"
+#include "limiter.h"
 #include "schedule.h"
 #include "wire.h"
 
@@ -92,18 +93,24 @@ static size_t write_parts(rt_engine *e, rt_channel *c, struct iovec *parts, int 
     return taken;
 }
 
-static void write_pending(rt_engine *e, rt_channel *c)
+void rt_write_pending(rt_engine *e, rt_channel *c)
 {
-    size_t have = rt_buffer_len(&c->pending);
-    if (have == 0 || c->fd < 0 || !c->writable)
-        return;
-    struct iovec part = {.iov_base = rt_buffer_at(&c->pending), .iov_len = have};
-    size_t taken = write_parts(e, c, &part, 1, have);
-    if (c->in == RT_IN_DISCARD || c->fd < 0)
-        return;
-    rt_buffer_consume(&c->pending, taken, 0);
-    if (rt_buffer_len(&c->pending) == 0 && c->in == RT_IN_DRAIN)
-        finish_in(e, c);
+    while (rt_buffer_len(&c->pending) > 0 && c->fd >= 0 && c->writable) {
+        size_t most = rt_buffer_len(&c->pending);
+        if (c->limit != NULL)
+            most = rt_limit_ask_in(e, c, most);
+        if (most == 0)
+            return;
+        struct iovec part = {.iov_base = rt_buffer_at(&c->pending), .iov_len = most};
+        size_t taken = write_parts(e, c, &part, 1, most);
+        if (c->limit != NULL)
+            rt_share_spend(&c->limit->in, taken);
+        if (c->in == RT_IN_DISCARD || c->fd < 0)
+            return;
+        rt_buffer_consume(&c->pending, taken, 0);
+        if (rt_buffer_len(&c->pending) == 0 && c->in == RT_IN_DRAIN)
+            finish_in(e, c);
+    }
 }
 
 void rt_write_gathered(rt_engine *e)
@@ -122,7 +129,7 @@ void rt_write_gathered(rt_engine *e)
         return;
     }
     size_t taken = 0;
-    if (rt_buffer_len(&c->pending) == 0 && c->writable)
+    if (rt_buffer_len(&c->pending) == 0 && c->writable && c->limit == NULL)
         taken = write_parts(e, c, parts, count, bytes);
     if (taken == bytes || c->in != RT_IN_OPEN)
         return;
@@ -135,6 +142,8 @@ void rt_write_gathered(rt_engine *e)
             return;
         }
     }
+    if (c->limit != NULL)
+        rt_write_pending(e, c);
 }
 
 /* Payload:
@@ -309,7 +318,7 @@ void rt_on_socket(rt_engine *e, rt_channel *c, uint32_t events)
     }
     if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) {
         c->writable = 1;
-        write_pending(e, c);
+        rt_write_pending(e, c);
     }
 }
 
@@ -333,7 +342,8 @@ void rt_lose_channel(rt_engine *e, rt_channel *c)
         rt_report_end(e, c);
     if (c->fd < 0)
         return;
-    write_pending(e, c);
+    rt_limit_part(e, c); /* whoever waited for the rest has waited long enough */
+    rt_write_pending(e, c);
     /* The stream is whole only if the peer had ended it and all of it was taken. */
     if (c->fd >= 0)
         rt_end_channel(e, c, c->in != RT_IN_SHUT || c->out != RT_OUT_DONE);
@@ -380,6 +390,11 @@ static rt_ran send_data(rt_engine *e, rt_channel *c)
     if (budget == 0)
         return RT_RAN_LATER;
     size_t window = c->send_window < budget ? c->send_window : budget;
+    if (c->limit != NULL) {
+        window = rt_limit_ask_out(e, c, window);
+        if (window == 0)
+            return RT_RAN; /* until it is called */
+    }
     size_t data_max = c->send_max_packet < RT_SEND_DATA_BYTES ? c->send_max_packet
                                                               : RT_SEND_DATA_BYTES;
     size_t whole = rt_packet_wire_bytes(DATA_HEADER_BYTES + data_max);
@@ -431,6 +446,8 @@ static rt_ran send_data(rt_engine *e, rt_channel *c)
         }
         left -= len;
     }
+    if (c->limit != NULL)
+        rt_share_spend(&c->limit->out, (uint64_t)n);
     c->send_window -= (uint32_t)n;
     c->bytes_out += (uint64_t)n;
     c->turn_left -= (uint32_t)n < c->turn_left ? (uint32_t)n : c->turn_left;

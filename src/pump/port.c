@@ -5,7 +5,24 @@
 #include <string.h>
 #include <sys/socket.h>
 
-rt_port *rt_port_new(int fd, void *owner)
+rt_rate *rt_rate_new(uint64_t bytes_per_s, uint64_t now_ns)
+{
+    rt_rate *rate = calloc(1, sizeof *rate);
+    if (rate == NULL)
+        return NULL;
+    atomic_init(&rate->references, 1);
+    rt_share_init(&rate->in, bytes_per_s, now_ns);
+    rt_share_init(&rate->out, bytes_per_s, now_ns);
+    return rate;
+}
+
+void rt_rate_release(rt_rate *rate)
+{
+    if (atomic_fetch_sub_explicit(&rate->references, 1, memory_order_acq_rel) == 1)
+        free(rate);
+}
+
+rt_port *rt_port_new(int fd, rt_rate *rate, void *owner)
 {
     rt_port *port = calloc(1, sizeof *port);
     if (port == NULL)
@@ -19,6 +36,10 @@ rt_port *rt_port_new(int fd, void *owner)
     port->entry.ends[0] = (rt_end){fd, fd, true, true, true};
     port->entry.ends[1] = (rt_end){-1, -1, true, false, false};
     rt_ring_init(&port->queue, RT_PORT_BUFFER_MAX);
+    port->rate = rate;
+    port->in.owner = port->out.owner = port;
+    if (rate != NULL)
+        atomic_fetch_add_explicit(&rate->references, 1, memory_order_relaxed);
     return port;
 }
 
@@ -48,14 +69,29 @@ static bool port_can_write(const rt_port *port)
     return port->entry.ends[0].writable && !port->output_done && port->failure == 0;
 }
 
-static void port_flush(rt_port *port)
+/* Returns 0, or RT_STEP_WAIT: for its rate. */
+static int port_flush(rt_port *port, uint64_t now_ns)
 {
-    while (port->queue.len != 0 && port_can_write(port))
-        port_wrote(port, rt_ring_write(&port->queue, port->entry.ends[0].write_fd, true));
+    int outcome = 0;
+    while (port->queue.len != 0 && port_can_write(port)) {
+        uint64_t most = SIZE_MAX;
+        if (port->rate != NULL)
+            most = rt_share_ask(&port->rate->out, &port->out, now_ns);
+        if (most == 0) {
+            outcome = RT_STEP_WAIT;
+            break;
+        }
+        ssize_t n = rt_ring_write_some(&port->queue, port->entry.ends[0].write_fd, true,
+                                       (size_t)most);
+        if (port->rate != NULL && n > 0)
+            rt_share_spend(&port->rate->out, (uint64_t)n);
+        port_wrote(port, n);
+    }
     if (port->output_done) {
         port->consumed += port->queue.len;
         rt_ring_clear(&port->queue);
     }
+    return outcome;
 }
 
 static void port_shutdown(rt_port *port)
@@ -75,25 +111,31 @@ rt_report *rt_batch_add(rt_batch *batch, rt_report_kind kind, void *owner)
     return report;
 }
 
-/* Read once within the grant; without one, look for the end of the stream only.
- * Returns true if there may be more. */
-static bool port_read(rt_port *port, rt_batch *batch)
+/* Read once within the grant and the rate; without a grant, look for the end of the
+ * stream only. Returns 0, RT_STEP_MORE, or RT_STEP_WAIT: for its rate. */
+static int port_read(rt_port *port, rt_batch *batch, uint64_t now_ns)
 {
     rt_end *end = &port->entry.ends[0];
     uint8_t probe;
     uint8_t *into = &probe;
     size_t limit = 1;
     if (port->eof_read || !end->readable)
-        return false;
+        return 0;
     if (port->granted != 0) {
         if (batch->arena == NULL)
             batch->arena = malloc(RT_BATCH_ARENA);
         if (batch->arena == NULL) {
             port_failed(port, ENOMEM);
-            return false;
+            return 0;
         }
         into = batch->arena + batch->arena_used;
         limit = port->granted < RT_READ_BYTES ? (size_t)port->granted : RT_READ_BYTES;
+        if (port->rate != NULL) {
+            uint64_t most = rt_share_ask(&port->rate->in, &port->in, now_ns);
+            if (most == 0)
+                return RT_STEP_WAIT;
+            limit = most < limit ? (size_t)most : limit;
+        }
     }
     ssize_t n;
     do {
@@ -111,10 +153,12 @@ static bool port_read(rt_port *port, rt_batch *batch)
         report->n = (uint64_t)n;
         batch->arena_used += (size_t)n;
         port->granted -= (uint64_t)n;
+        if (port->rate != NULL)
+            rt_share_spend(&port->rate->in, (uint64_t)n);
         atomic_fetch_add_explicit(&port->bytes_in, (uint64_t)n, memory_order_relaxed);
-        return true;
+        return RT_STEP_MORE;
     }
-    return false;
+    return 0;
 }
 
 /* Close behind the last byte, not in front of it: a TCP socket closed with bytes unread
@@ -132,7 +176,7 @@ static void port_discard_input(rt_port *port)
 }
 
 /* The part of a step that runs under the lock. */
-static int port_step(rt_port *port, unsigned events, rt_batch *batch)
+static int port_step(rt_port *port, unsigned events, rt_batch *batch, uint64_t now_ns)
 {
     rt_entry *entry = &port->entry;
     int error = rt_entry_note(entry, 0, events);
@@ -141,7 +185,7 @@ static int port_step(rt_port *port, unsigned events, rt_batch *batch)
         port_failed(port, error);
     if (aborted != 0 && port->failure == 0)
         port->failure = aborted;
-    port_flush(port);
+    int waits = port_flush(port, now_ns);
     if (port->consumed != 0) {
         rt_batch_add(batch, RT_REPORT_CONSUMED, entry->owner)->n = port->consumed;
         port->consumed = 0;
@@ -150,13 +194,13 @@ static int port_step(rt_port *port, unsigned events, rt_batch *batch)
         return RT_STEP_ENDED;
     if (port->close_wanted) {
         if (port->queue.len != 0)
-            return 0;
+            return waits;
         port_discard_input(port);
         return RT_STEP_ENDED;
     }
     if (port->eof_wanted && port->queue.len == 0 && !port->output_done)
         port_shutdown(port);
-    bool more = port_read(port, batch);
+    int more = port_read(port, batch, now_ns);
     if (port->failure != 0)
         return RT_STEP_ENDED;
     if (port->eof_read && !port->eof_reported) {
@@ -165,13 +209,13 @@ static int port_step(rt_port *port, unsigned events, rt_batch *batch)
     }
     if (port->eof_read && port->eof_wanted && port->queue.len == 0)
         return RT_STEP_ENDED;
-    return more ? RT_STEP_MORE : 0;
+    return waits | more;
 }
 
-int rt_port_step(rt_port *port, unsigned events, rt_batch *batch)
+int rt_port_step(rt_port *port, unsigned events, rt_batch *batch, uint64_t now_ns)
 {
     pthread_mutex_lock(&port->lock);
-    int outcome = port_step(port, events, batch);
+    int outcome = port_step(port, events, batch, now_ns);
     if (outcome == RT_STEP_ENDED) {
         port->ended = true;
         port->entry.error = port->failure;
@@ -204,7 +248,7 @@ static int port_feed(rt_port *port, const uint8_t *data, size_t n)
     if (n > RT_PORT_BUFFER_MAX - port->queue.len)
         return -ENOBUFS;
     size_t done = 0;
-    if (port->queue.len == 0 && port_can_write(port)) {
+    if (port->queue.len == 0 && port_can_write(port) && port->rate == NULL) {
         struct iovec piece = {(void *)(uintptr_t)data, n};
         ssize_t written = rt_writev(port->entry.ends[0].write_fd, true, &piece, 1);
         port_wrote(port, written);
@@ -260,6 +304,8 @@ void rt_port_end(rt_port *port, const rt_io *io)
     port->ended = true;
     rt_ring_clear(&port->queue);
     rt_entry_close(&port->entry, io);
+    rt_taker_leave(&port->in);
+    rt_taker_leave(&port->out);
     pthread_mutex_unlock(&port->lock);
 }
 
@@ -274,5 +320,7 @@ unsigned rt_port_blocked_on(rt_port *port)
 void rt_port_free(rt_port *port)
 {
     pthread_mutex_destroy(&port->lock);
+    if (port->rate != NULL)
+        rt_rate_release(port->rate);
     free(port);
 }

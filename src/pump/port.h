@@ -5,11 +5,13 @@
  * is reported; nothing is read beyond what was granted. Where the socket takes no more
  * (EPIPE), fed bytes are discarded and still reported as consumed: the sender's credit
  * has to go on, or the connection deadlocks (OpenSSH, channels.c: channel_input_data).
+ * A port with a rate moves bytes in its steps only, when the rate allows it (share.h).
  */
 #ifndef RT_PORT_H
 #define RT_PORT_H
 
 #include "relay.h"
+#include "share.h"
 
 #include <pthread.h>
 
@@ -62,6 +64,20 @@ static inline bool rt_batch_has_room(const rt_batch *batch)
  * room. */
 rt_report *rt_batch_add(rt_batch *batch, rt_report_kind kind, void *owner);
 
+/* A rate that several ports of one reactor keep together, in each direction by itself.
+ * It lives as long as somebody has a reference. */
+typedef struct rt_rate {
+    atomic_uint references;
+    /* Of the loop's thread. */
+    rt_share in, out;
+    struct rt_rate *next; /* in the reactor's list, which has a reference */
+    bool listed;
+} rt_rate;
+
+/* One reference is the caller's. NULL: out of memory. */
+rt_rate *rt_rate_new(uint64_t bytes_per_s, uint64_t now_ns);
+void rt_rate_release(rt_rate *rate);
+
 /* Ports. Functions marked [any thread] take the port's lock. */
 
 typedef struct {
@@ -80,13 +96,17 @@ typedef struct {
     bool eof_reported;
     bool ended;
     _Atomic uint64_t bytes_in, bytes_out;
+
+    rt_rate *rate; /* a reference, or NULL; then nothing waits for it */
+    rt_taker in, out; /* of the loop's thread */
 } rt_port;
 
-/* Owns `fd` if it returns a port; NULL: out of memory. */
-rt_port *rt_port_new(int fd, void *owner);
+/* Owns `fd` if it returns a port; NULL: out of memory. `rate` may be NULL. */
+rt_port *rt_port_new(int fd, rt_rate *rate, void *owner);
 
-/* As rt_pair_step; appends at most RT_REPORTS_PER_STEP - 1 reports. */
-int rt_port_step(rt_port *port, unsigned events, rt_batch *batch);
+/* As rt_pair_step; appends at most RT_REPORTS_PER_STEP - 1 reports. RT_STEP_WAIT: until
+ * its rate calls it. */
+int rt_port_step(rt_port *port, unsigned events, rt_batch *batch, uint64_t now_ns);
 
 /* Each returns 0, 1 when a step is needed, or -errno. [any thread] */
 int rt_port_grant(rt_port *port, uint64_t n); /* -ERANGE: over RT_GRANT_MAX in sum */

@@ -43,7 +43,8 @@ struct rt_reactor {
     rt_io io;
     rt_entry **throttled;
     uint32_t throttled_count, throttled_capacity;
-    uint64_t tick_ns; /* the earliest deadline of a throttled entry; 0: none */
+    rt_rate *rates;   /* that ports wait for */
+    uint64_t tick_ns; /* the earliest deadline of one of both; 0: none */
 };
 
 rt_reactor *rt_reactor_new(rt_poller_kind kind)
@@ -241,12 +242,79 @@ static int throttled_add(rt_reactor *reactor, rt_entry *entry)
     return 0;
 }
 
+/* Rates that ports wait for. Of the loop's thread. */
+
+static void tick_by(rt_reactor *reactor, uint64_t due_ns)
+{
+    due_ns += RT_TICK_NS - due_ns % RT_TICK_NS;
+    if (reactor->tick_ns == 0 || due_ns < reactor->tick_ns)
+        reactor->tick_ns = due_ns;
+}
+
+/* Returns whether somebody waits for it still. */
+static bool share_wake(rt_reactor *reactor, rt_share *share, uint64_t now)
+{
+    for (unsigned turns = rt_share_turns(share, now); turns > 0; turns--) {
+        rt_taker *taker = rt_share_call(share);
+        if (taker == NULL)
+            break;
+        ready_push(reactor, taker->owner); /* a port is an entry */
+    }
+    if (!rt_share_has_line(share))
+        return false;
+    tick_by(reactor, rt_share_ready_at(share));
+    return true;
+}
+
+static void rate_add(rt_reactor *reactor, rt_rate *rate)
+{
+    if (!rate->listed) {
+        rate->listed = true;
+        rate->next = reactor->rates;
+        reactor->rates = rate;
+        atomic_fetch_add_explicit(&rate->references, 1, memory_order_relaxed);
+    }
+    if (rt_share_has_line(&rate->in))
+        tick_by(reactor, rt_share_ready_at(&rate->in));
+    if (rt_share_has_line(&rate->out))
+        tick_by(reactor, rt_share_ready_at(&rate->out));
+}
+
+/* Call who may go on; forget the rates that nobody waits for. Under the lock. */
+static void rates_wake(rt_reactor *reactor, uint64_t now)
+{
+    rt_rate **place = &reactor->rates;
+    while (*place != NULL) {
+        rt_rate *rate = *place;
+        bool in_waits = share_wake(reactor, &rate->in, now);
+        bool out_waits = share_wake(reactor, &rate->out, now);
+        if (in_waits || out_waits) {
+            place = &rate->next;
+        } else {
+            *place = rate->next;
+            rate->listed = false;
+            rt_rate_release(rate);
+        }
+    }
+}
+
+static void rates_forget(rt_reactor *reactor)
+{
+    while (reactor->rates != NULL) {
+        rt_rate *rate = reactor->rates;
+        reactor->rates = rate->next;
+        rate->listed = false;
+        rt_rate_release(rate);
+    }
+}
+
 /* Queue what is due; at most once per tick, however many are throttled. Under the lock. */
 static void throttled_wake(rt_reactor *reactor, uint64_t now)
 {
     if (reactor->tick_ns == 0 || now < reactor->tick_ns)
         return;
     reactor->tick_ns = 0;
+    rates_wake(reactor, now);
     for (uint32_t i = reactor->throttled_count; i > 0; i--) {
         rt_entry *entry = reactor->throttled[i - 1];
         if (entry->due_ns <= now) {
@@ -290,8 +358,10 @@ static void step_entry(rt_reactor *reactor, rt_entry *entry, unsigned events, ui
 {
     int outcome = entry->kind == RT_PAIR
                       ? rt_pair_step((rt_pair *)entry, events, &reactor->io, now)
-                      : rt_port_step((rt_port *)entry, events, batch);
-    if (outcome & RT_STEP_WAIT) {
+                      : rt_port_step((rt_port *)entry, events, batch, now);
+    if (outcome & RT_STEP_WAIT && entry->kind == RT_PORT) {
+        rate_add(reactor, ((rt_port *)entry)->rate);
+    } else if (outcome & RT_STEP_WAIT) {
         entry->due_ns += RT_TICK_NS - entry->due_ns % RT_TICK_NS;
         /* Without memory to wait in order, it asks again at once. */
         if (throttled_add(reactor, entry) != 0)
@@ -504,6 +574,7 @@ void rt_reactor_free(rt_reactor *reactor)
     end_all(reactor, NULL);
     release(reactor);
     pthread_mutex_destroy(&reactor->lock);
+    rates_forget(reactor);
     free(reactor->throttled);
     free(reactor->slots);
     free(reactor);

@@ -89,10 +89,21 @@ ssize_t rt_writev(int fd, bool is_socket, struct iovec *pieces, size_t n)
 
 ssize_t rt_ring_write(rt_ring *ring, int fd, bool is_socket)
 {
+    return rt_ring_write_some(ring, fd, is_socket, SIZE_MAX);
+}
+
+ssize_t rt_ring_write_some(rt_ring *ring, int fd, bool is_socket, size_t most)
+{
     if (ring->len == 0)
         return 0;
     struct iovec iov[2];
     size_t pieces = ring_pieces(ring, iov);
+    if (iov[0].iov_len >= most) {
+        iov[0].iov_len = most;
+        pieces = 1;
+    } else if (pieces == 2 && iov[1].iov_len > most - iov[0].iov_len) {
+        iov[1].iov_len = most - iov[0].iov_len;
+    }
     ssize_t n = rt_writev(fd, is_socket, iov, pieces);
     if (n <= 0)
         return n;

@@ -38,5 +38,7 @@ ssize_t rt_writev(int fd, bool is_socket, struct iovec *pieces, size_t n);
 /* Write from the head what `fd` takes in one call, and drop it from the ring. Returns
  * as rt_writev (-EAGAIN: `fd`, which is non-blocking, takes nothing now). */
 ssize_t rt_ring_write(rt_ring *ring, int fd, bool is_socket);
+/* The same with `most` bytes at most, which is not 0. */
+ssize_t rt_ring_write_some(rt_ring *ring, int fd, bool is_socket, size_t most);
 
 #endif

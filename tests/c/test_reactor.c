@@ -103,7 +103,7 @@ static rt_port *port_start(loop *l, int *peer)
 {
     int fd;
     *peer = peer_of(&fd);
-    rt_port *port = rt_port_new(fd, NULL);
+    rt_port *port = rt_port_new(fd, NULL, NULL);
     CHECK_EQ(rt_reactor_attach(l->reactor, &port->entry), 0);
     return port;
 }
@@ -237,7 +237,7 @@ static void a_closed_reactor_takes_nothing_more(void)
     int fd, peer = peer_of(&fd);
     loop *l = loop_start(RT_EPOLL);
     rt_reactor_close(l->reactor);
-    rt_port *port = rt_port_new(fd, NULL);
+    rt_port *port = rt_port_new(fd, NULL, NULL);
     CHECK_EQ(rt_reactor_attach(l->reactor, &port->entry), -ESHUTDOWN);
     CHECK(fcntl(fd, F_GETFD) >= 0);
     rt_port_free(port);

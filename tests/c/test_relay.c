@@ -257,7 +257,7 @@ static port_rig port_rig_new(void)
     unix_pair(fds);
     rt_io_init(&r.io, -1);
     socket_end(fds[1]);
-    r.port = rt_port_new(fds[1], NULL);
+    r.port = rt_port_new(fds[1], NULL, NULL);
     r.batch = calloc(1, sizeof *r.batch);
     r.peer = fds[0];
     CHECK(r.port != NULL && r.batch != NULL);
@@ -269,7 +269,7 @@ static int port_rig_step(port_rig *r)
 {
     r->batch->n = 0;
     r->batch->arena_used = 0;
-    return rt_port_step(r->port, EVERYTHING, r->batch);
+    return rt_port_step(r->port, EVERYTHING, r->batch, 1);
 }
 
 static void port_rig_free(port_rig *r)
