@@ -368,6 +368,8 @@ class _Running:
         with contextlib.suppress(RTunnelError):
             self.listener.close()
         self._server.close()
+        # Each holds its folder open.
+        self.kept.clear()
 
 
 def served_path(folder: Path, taken: set[str]) -> str:
