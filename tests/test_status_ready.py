@@ -12,10 +12,13 @@ import pytest
 
 from rtunnel import Listener, Supervisor, Tunnel
 from rtunnel.errors import ConnectionLost, RequestTimeout
+from rtunnel.gateway.settings import Rights
 from rtunnel.status import readiness
 from rtunnel.status.readiness import SelfTests
 from rtunnel.tunnel.selftest import Outcome, self_test
 from tests.support.command import Command
+from tests.support.gateways import GatewayServer
+from tests.support.other_servers import connect
 from tests.support.ports import free_port, listens
 from tests.support.sshd import Sshd, wait_until
 from tests.support.statuses import get
@@ -73,7 +76,7 @@ def test_a_socket_path_is_proven_too(
 
 @pytest.mark.parametrize("address", ["localhost", "", "0.0.0.0", "::", "::1"])
 def test_every_address_is_proven(tunnel: Tunnel, address: str) -> None:
-    listener = tunnel.listen((address, free_port()), to="127.0.0.1:1")
+    listener = tunnel.listen((address, 0), to="127.0.0.1:1")
     assert self_test(listener, WAIT_S) is Outcome.LISTENING
 
 
@@ -259,3 +262,18 @@ def test_run_is_ready_when_its_tunnels_are_proven(
 
         wait_until(is_ready, WAIT_S)
     assert target.accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("permits", "outcome"),
+    [((), Outcome.NOT_ALLOWED), (("127.0.0.1:*",), Outcome.LISTENING)],
+)
+def test_a_gateway_proves_it_where_it_connects_for_its_users(
+    tmp_path: Path, target: Target, permits: tuple[str, ...], outcome: Outcome
+) -> None:
+    rights = Rights(permit_open=permits)
+    with GatewayServer(tmp_path, rights=rights) as server, connect(server) as tunnel:
+        listener = tunnel.listen(PORT_0, to=target.spec)
+        assert self_test(listener, WAIT_S) is outcome
+        assert target.accepted == 0
+        assert ask(listener.port) == b"hello"
