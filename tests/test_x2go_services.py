@@ -71,9 +71,9 @@ def test_the_services_run_and_tell_the_session_where_they_are(client: Client) ->
 def test_a_tone_of_the_session_is_heard_here_sample_by_sample(
     client: Client, pulse: Pulse
 ) -> None:
-    frames = tone(TONE_HZ, 2.0)
+    frames = tone(TONE_HZ, 1.0)
     file = client.server.home / "tone.wav"
-    write_wav(file, silence(1.0) + frames + silence(1.0))
+    write_wav(file, silence(0.5) + frames + silence(0.5))
     with record(pulse) as recording:
         client.run("paplay", str(file))
         wait_until(lambda: recording.has(frames), PATIENCE_S)

@@ -83,7 +83,7 @@ def test_a_tone_arrives_with_its_frequency_and_without_a_gap(
     sound.start(session)
     frames = tone(TONE_HZ, 2.0)
     with record(pulse) as recording:
-        play(sound, silence(1.0) + frames + silence(1.0), tmp_path)
+        play(sound, silence(0.5) + frames + silence(0.5), tmp_path)
         wait_until(lambda: recording.has(frames), 30.0)
     heard = without_silence(recording.frames())
     assert frequency_hz(heard) == pytest.approx(TONE_HZ, abs=0.1)
@@ -99,7 +99,7 @@ def test_a_pulseaudio_without_a_port_plays_and_records_by_its_socket(
     frames = tone(TONE_HZ, 0.5)
     # The recorder is a program of the session, too: so sound comes from here as well.
     with record(pulse, environment(sound, tmp_path)) as recording:
-        play(sound, silence(1.0) + frames + silence(1.0), tmp_path)
+        play(sound, silence(0.5) + frames + silence(0.5), tmp_path)
         wait_until(lambda: recording.has(frames), 30.0)
     sound.stop()
 

@@ -130,7 +130,7 @@ def plays_while_copying(client: Client, folder: Path) -> None:
     (shared,) = [s for s in client.sharing.folders if s.folder == folder]
     frames = tone(440.0, 2.0)
     file = client.server.home / "tone.wav"
-    write_wav(file, silence(1.0) + frames + silence(1.0))
+    write_wav(file, silence(0.5) + frames + silence(0.5))
     copy = ["cp", f"{shared.mount_point}/large", f"{shared.mount_point}/copy"]
     with record(client.pulse) as recording:
         with background(client.run, *copy):
