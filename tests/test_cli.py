@@ -268,7 +268,7 @@ def test_a_reader_that_closes_stdout_does_not_bring_a_traceback(sshd: Sshd) -> N
     [
         ["open", "host"],
         ["open", "-R", "8080:localhost:3000"],
-        ["open", "-R", "8080", "host"],
+        ["open", "-R", "8080:3000", "host"],
         ["open", "-R", "70000:localhost:1", "host"],
         ["open", "-p", "0", "-R", "0:localhost:1", "host"],
         ["open", "--nonsense", "host"],
