@@ -17,9 +17,12 @@ from tests.support.sftp import NO_ATTRIBUTES, RawSftp, Refused, path_in, served
 from tests.support.sshd import wait_until
 from x2go_session.sftp.folders import Share, SharedFolders
 from x2go_session.sftp.handles import MOST_HANDLES
+from x2go_session.sftp.operations import EXTENSIONS, Operations
 from x2go_session.sftp.protocol import (
     MAX_PACKET_BYTES,
     AttributeFlag,
+    BadMessage,
+    Fields,
     OpenFlag,
     Reply,
     Request,
@@ -395,6 +398,51 @@ def test_whatever_a_client_sends_the_server_survives(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [shared]
 
 
+def test_requests_of_every_shape_are_answered_or_end_the_stream(
+    place: Place,
+) -> None:
+    chance = random.Random(4253)
+    names = [
+        b"file",
+        b"link/secret",
+        b"link",
+        b"../outside/secret",
+        b"new",
+        b"\xff",
+        b"",
+    ]
+    numbers = [0, 1, 3, 0x1A, 0x3F, 2**31 - 1, 2**31, 2**32 - 1]
+    large = [0, 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
+
+    def field() -> bytes:
+        shapes = (
+            struct.pack(">I", chance.choice(numbers)),
+            struct.pack(">Q", chance.choice(large)),
+            string(place.path(chance.choice(names))),
+            string(chance.randrange(1, 30).to_bytes(8, "big")),
+            string(chance.randbytes(chance.randrange(20))),
+        )
+        return chance.choice(shapes)
+
+    before = state_of(place.outside)
+    operations = Operations(place.folders)
+    extensions = [name for name, _ in EXTENSIONS]
+    for turn in range(4000):
+        kind = chance.choice([*Request, 99])
+        body = b"".join(field() for _ in range(chance.randrange(1, 6)))
+        if kind == Request.EXTENDED:
+            body = string(chance.choice(extensions)) + body
+        if not os.path.lexists(place.folder / "link"):
+            (place.folder / "link").symlink_to(place.outside)
+        number = struct.pack(">I", turn)
+        with contextlib.suppress(BadMessage):
+            fields = Fields(memoryview(body), 0, len(body))
+            reply = operations.answer(kind, number, fields)
+            assert reply[1:5] == number
+    operations.handles.close_all()
+    assert state_of(place.outside) == before
+
+
 def test_paths_that_no_system_takes_are_refused(place: Place) -> None:
     for path in (b"nul\0byte", b"x" * 5000, b"/" * 5000, b"x" * 300):
         for whole in (path, place.path(path)):
@@ -416,6 +464,7 @@ def test_a_plain_rename_replaces_nothing(place: Place) -> None:
 
 def test_large_offsets_reach_the_far_end_of_a_file(place: Place) -> None:
     far = 5 * 2**30
+    large = string(place.path("large"))
     handle = place.client.open(place.path("large"), WRITING | OpenFlag.READ)
     place.client.write(handle, b"the end", far)
     assert place.client.read(handle, offset=far) == b"the end"
@@ -425,6 +474,10 @@ def test_large_offsets_reach_the_far_end_of_a_file(place: Place) -> None:
     for offset in (2**63 - 1, 2**64 - 1):
         with pytest.raises(Refused):
             place.client.read(handle, offset=offset)
+        size = struct.pack(">IQ", AttributeFlag.SIZE, offset)
+        for kind, what in ((Request.FSETSTAT, handle), (Request.SETSTAT, large)):
+            with pytest.raises(Refused):
+                place.client.ask(kind, what + size)
     assert (place.folder / "large").stat().st_size == far + 7
 
 

@@ -42,6 +42,8 @@ log = logging.getLogger("x2go_session.services.sharing")
 LOOPBACK: Final = "127.0.0.1"
 # The server gives sshfs 30 s for each mount.
 MOUNT_TIMEOUT_S: Final = 60.0
+# Each mount is one connection. As sshd takes that have not logged in (MaxStartups).
+MOST_CLIENTS: Final = 100
 # Between the private key and the host key in the file that the server wants.
 HOST_KEY_MARK: Final = "----BEGIN RSA IDENTITY----"
 # Whatever the scripts of the server cannot take: they split at colons, give a path to
@@ -357,6 +359,7 @@ class _Running:
             (LOOPBACK, port),
             to=self._server.attend,
             name=f"folders of {session.name}",
+            max_connections=MOST_CLIENTS,
         )
 
     def _serve(self, conn: socket.socket) -> None:

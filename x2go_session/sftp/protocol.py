@@ -22,6 +22,8 @@ MAX_PACKET_BYTES: Final = 256 * 1024
 MAX_DATA_BYTES: Final = MAX_PACKET_BYTES - 1024
 # Of a path; Linux takes no longer ones (PATH_MAX).
 MAX_PATH_BYTES: Final = 4096
+# Sizes and offsets have 64 bits in the protocol, and a sign in system calls.
+OFFSET_MAX: Final = 2**63 - 1
 
 
 class Request(IntEnum):
@@ -183,7 +185,7 @@ class Fields:
         return value
 
     def attributes(self) -> Attributes:
-        """Read a set of attributes."""
+        """Read a set of attributes. Raises OSError for a size that no file can have."""
         flags = self.u32()
         size = self.u64() if flags & AttributeFlag.SIZE else None
         owner = (self.u32(), self.u32()) if flags & AttributeFlag.UIDGID else None
@@ -193,6 +195,8 @@ class Fields:
             for _ in range(self.u32()):
                 self.view()
                 self.view()
+        if size is not None and size > OFFSET_MAX:
+            raise OSError(errno.EINVAL, "the size is too large")
         return Attributes(size, owner, mode, times)
 
 

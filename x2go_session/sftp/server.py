@@ -23,6 +23,7 @@ from x2go_session.sftp.operations import Operations, failure, status, version
 from x2go_session.sftp.protocol import (
     MAX_DATA_BYTES,
     MAX_PACKET_BYTES,
+    OFFSET_MAX,
     BadMessage,
     Fields,
     Reply,
@@ -46,8 +47,6 @@ _FIRST_BYTES: Final = 9
 _RANGE: Final = struct.Struct(">I8sQI")
 # Length of the packet, type, request number, length of the data.
 _DATA: Final = struct.Struct(">IB4sI")
-# pread(2) and pwrite(2) take offsets with a sign.
-_OFFSET_MAX: Final = 2**63 - 1
 
 
 class SftpServer:
@@ -145,7 +144,7 @@ class SftpServer:
         handle_bytes, handle, offset, count = _RANGE.unpack_from(self._incoming, at)
         if handle_bytes != len(handle):
             raise OSError(errno.EBADF, "there is no such handle")
-        if offset > _OFFSET_MAX - count:
+        if offset > OFFSET_MAX - count:
             raise OSError(errno.EINVAL, "there is no such place in a file")
         return self._operations.handles.file(handle), offset, count
 
