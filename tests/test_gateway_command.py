@@ -131,6 +131,34 @@ def test_a_file_says_the_rest_and_flags_win_over_it(tmp_path: Path) -> None:
             assert 'connection="guest@127.0.0.1"' in get(status, "/metrics")
 
 
+def test_the_file_is_taken_over_at_sighup_unless_it_is_wrong(tmp_path: Path) -> None:
+    guest, ports = Guest(tmp_path), (free_port(), free_port())
+    config = tmp_path / "gateway.toml"
+
+    def write(port: object) -> None:
+        config.write_text(f"[rights]\nports = [{port}]\n")
+
+    keys = str(guest.user_key.with_suffix(".pub"))
+    flags = ("--config", str(config), "--state", str(tmp_path), "--authorized-keys")
+    write(ports[0])
+    with Running(*flags, keys, "-v", **at_home(tmp_path)) as gateway:
+        guest = gateway.meet(guest, tmp_path / "host_key")
+        with guest.serving(say(b"stays")) as ssh:
+            assert ssh.port() == ports[0]
+            write(ports[1])
+            gateway.send(signal.SIGHUP)
+            wait_until(lambda: "settings taken over" in gateway.errors())
+            with guest.serving(say(b"new")) as other:
+                assert other.port() == ports[1]
+            assert ask(ports[0]) == b"stays"
+        write('"wrong"')
+        gateway.send(signal.SIGHUP)
+        wait_until(lambda: "not taken over: " in gateway.errors())
+        assert "gateway.toml:2: rights.ports[0]" in gateway.errors()
+        with guest.serving(say(b"new")) as ssh:
+            assert ssh.port() == ports[1]
+
+
 def test_systemd_is_told_when_it_serves_and_when_it_ends(tmp_path: Path) -> None:
     (tmp_path / "keys").touch(0o600)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,11 +34,14 @@ from tests.support.sshd import wait_until
 from tests.support.tunnels import (
     Target,
     ask,
+    background,
     echo,
     read_all,
     read_end,
     read_exactly,
+    reset,
     say,
+    send_and_end,
     visit,
 )
 
@@ -125,19 +129,55 @@ def test_who_tries_too_many_keys_is_sent_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes128-ctr"])
-def test_a_rate_slows_a_visitor_down_and_changes_no_byte(
+def test_all_visitors_of_a_user_keep_its_rate_together_and_no_byte_is_changed(
     tmp_path: Path, cipher: str
 ) -> None:
-    rate, data = 400_000, os.urandom(400_000)
+    rate, data = 400_000, os.urandom(200_000)
     with (
         GatewayServer(tmp_path, rights=Rights(rate_bytes_per_s=rate)) as server,
-        server.serving(say(data), "0", "-c", cipher) as ssh,
-        visit(ssh.port()) as sock,
+        server.serving(say(data), "0", "-c", cipher) as one,
+        server.serving(say(data), "0", "-c", cipher) as two,
+        visit(one.port()) as first,
+        visit(two.port()) as second,
     ):
         begin = time.monotonic()
-        assert read_all(sock) == data
+        with background(read_all, second) as others:
+            assert read_all(first) == data
+        assert others == [data]
         # All but the burst that a bucket allows; slower is no mistake.
-        assert time.monotonic() - begin > 0.5
+        assert time.monotonic() - begin > 0.7
+        first.close()
+        second.close()
+        wait_until(lambda: not server.gateway._feeder._rates)
+
+
+def test_streams_through_a_rate_end_as_others_do(tmp_path: Path) -> None:
+    def count(conn: socket.socket) -> None:
+        conn.sendall(b"%d bytes" % len(read_all(conn)))
+
+    rights = Rights(rate_bytes_per_s=50_000_000)
+    with (
+        GatewayServer(tmp_path, rights=rights) as server,
+        server.serving(count) as ssh,
+        connect(server) as tunnel,
+    ):
+        port = ssh.port()
+        with visit(port) as sock:
+            send_and_end(sock, b"x" * 1_000_000)
+            assert read_all(sock) == b"1000000 bytes"
+        ended = threading.Event()
+
+        def until_reset(conn: socket.socket) -> None:
+            conn.sendall(b"hello")
+            read_end(conn)
+            ended.set()
+
+        sock = visit(tunnel.listen(0, until_reset).port)
+        assert read_exactly(sock, 5) == b"hello"
+        reset(sock)
+        assert ended.wait(20.0)
+        dead = tunnel.listen(0, f"127.0.0.1:{free_port()}").port
+        assert ask(dead) == b""
 
 
 # Clients that are dead.
@@ -433,6 +473,21 @@ def test_a_visitor_behind_a_load_balancer_keeps_its_address_to_the_target(
             sock.sendall(b"GET / HTTP/1.1\r\n")
             assert read_end(sock) in (b"", None)
         assert seen == [VISITOR]
+
+
+@pytest.mark.parametrize("backend", ["engine", "pump", "python"])
+def test_a_target_sees_the_visitor_through_load_balancer_gateway_and_client(
+    tmp_path: Path, backend: str
+) -> None:
+    with (
+        GatewayServer(tmp_path, visitor_proxies=LOCAL) as server,
+        Target(header_then(b"hello")) as target,
+        connect(server, backend) as tunnel,
+    ):
+        port = tunnel.listen(0, target.spec, proxy_protocol=2).port
+        with visit(port) as sock:
+            sock.sendall(encode(1, VISITOR, HERE) + b"hello")
+            assert read_all(sock).decode() == f"2 {VISITOR} b'hello'"
 
 
 def test_who_still_owes_a_header_is_let_go_when_the_gateway_closes(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +24,8 @@ from rtunnel.errors import ConfigError
 if TYPE_CHECKING:
     from rtunnel.gateway import Gateway
     from rtunnel.gateway.config_file import GatewayConfig
+
+log = logging.getLogger("rtunnel.gateway")
 
 LISTEN: Final = ("127.0.0.1", 2222)
 AUTHORIZED_KEYS: Final = Path("~/.ssh/authorized_keys")
@@ -91,28 +97,39 @@ def gateway(
 
     logs.show(verbosity, quiet, log_format)
     config = GatewayConfig() if config_file is None else load(config_file)
+    reload_asked = threading.Event()
+    others: dict[int, Callable[[], None]] = {}
+    if config_file is not None:
+        others[signal.SIGHUP] = reload_asked.set
     try:
-        with told_to_end_by_signals():
-            _serve(
+        with (
+            told_to_end_by_signals(others),
+            _serving(
                 read_place(listen) if listen is not None else config.listen or LISTEN,
                 _host_key(state, config),
                 _keys(key_files, config),
                 config,
                 status_on or config.status,
-            )
+            ) as serving,
+        ):
+            while reload_asked.wait():
+                reload_asked.clear()
+                assert config_file is not None
+                _reload(serving, config_file, key_files)
     except ToldToEnd:
         return ExitStatus.ENDED
     return ExitStatus.UNEXPECTED
 
 
-def _serve(
+@contextmanager
+def _serving(
     listen: tuple[str, int],
     host_key: Path,
     keys: list[str | Path],
     config: GatewayConfig,
     status_on: tuple[str, int] | None,
-) -> None:
-    """Serve until an exception comes from a signal."""
+) -> Iterator[Gateway]:
+    """Serve while the block runs, and say so."""
     from rtunnel.gateway import Gateway
     from rtunnel.status.runtime import published
 
@@ -124,11 +141,22 @@ def _serve(
         if server is not None:
             click.echo(f"status on {server.url}")
         sys.stdout.flush()
-        notifier.ready(f"port {gateway.port}")
         try:
-            threading.Event().wait()
+            notifier.ready(f"port {gateway.port}")
+            yield gateway
         finally:
             notifier.stopping()
+
+
+def _reload(gateway: Gateway, config_file: Path, key_files: tuple[Path, ...]) -> None:
+    """Take the file over as it is now; a mistake in it changes nothing."""
+    from rtunnel.gateway.config_file import load
+
+    try:
+        config = load(config_file)
+        gateway.reload(authorized_keys=_keys(key_files, config), **config.options())
+    except ConfigError as error:
+        log.error("not taken over: %s", error)
 
 
 def _tell(

@@ -12,8 +12,8 @@ from typing import Final
 
 from rtunnel.addresses import TcpTarget
 from rtunnel.errors import ConnectionLost, InvalidAddress, OpenFailureCode
+from rtunnel.gateway.feeder import Feeder
 from rtunnel.gateway.users import Login
-from rtunnel.gateway.visitors import Feeder
 from rtunnel.ssh.connection import Connection
 from rtunnel.ssh.patterns import match_pattern
 from rtunnel.ssh.relay import PeerSide, RelayEnd
@@ -91,8 +91,7 @@ class DirectChannels:
         try:
             sock = self._feeder.wrap(
                 sock,
-                origin=("", 0),
-                proxy_version=None,
+                user=self._login.user,
                 rate_bytes_per_s=self._login.rights.rate_bytes_per_s,
             )
         except OSError:

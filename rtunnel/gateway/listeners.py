@@ -25,12 +25,13 @@ from typing import Final, Protocol
 from rtunnel.addresses import SOCKET_PATH_BYTES
 from rtunnel.gateway import binding
 from rtunnel.gateway.binding import Place, TcpPlace
+from rtunnel.gateway.feeder import Feeder
 from rtunnel.gateway.header_reader import HeaderReader
 from rtunnel.gateway.loop import Loop
 from rtunnel.gateway.settings import Balance, Group, GroupPlace, Network, is_in
 from rtunnel.gateway.users import Login
-from rtunnel.gateway.visitors import Feeder, Traffic, Visitor, address_of
-from rtunnel.proxy_protocol import ProxyHeader
+from rtunnel.gateway.visitors import Traffic, Visitor, address_of
+from rtunnel.proxy_protocol import ProxyHeader, encode
 from rtunnel.ssh.sockets import set_nodelay
 
 log = logging.getLogger("rtunnel.gateway.listeners")
@@ -178,6 +179,11 @@ class Listeners:
         self._by_owner: dict[Owner, list[VisitorListener]] = {}
         self._users: Counter[str] = Counter()
         self._readers: set[HeaderReader] = set()
+
+    def reload(self, groups: Iterable[Group], proxies: tuple[Network, ...]) -> None:
+        """Have other groups and load balancers; what is open stays as it is."""
+        self._groups = {each.place: each for each in groups}
+        self._proxies = proxies
 
     def open(self, owner: Owner, request: Request) -> VisitorListener:
         """Listen for a client. Raises `Refused`."""
@@ -437,12 +443,16 @@ class Listeners:
             # The listener ended while its header was read.
             sock.close()
             return
-        rights = entrance.members[0].owner.login.rights
+        login = entrance.members[0].owner.login
+        header = b""
+        if login.rights.proxy_protocol is not None:
+            here = address_of(sock.getsockname())
+            header = encode(login.rights.proxy_protocol, origin, here)
         sock = self._feeder.wrap(
             sock,
-            origin=origin,
-            proxy_version=rights.proxy_protocol,
-            rate_bytes_per_s=rights.rate_bytes_per_s,
+            user=login.user,
+            rate_bytes_per_s=login.rights.rate_bytes_per_s,
+            header=header,
         )
         visitor = Visitor(sock, origin, is_shared=entrance.group is not None)
         self._offer(entrance, visitor)

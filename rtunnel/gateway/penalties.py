@@ -43,14 +43,14 @@ class PenaltyBox:
     def __init__(
         self, settings: Penalties, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._clock: Final = clock
         self._entries: dict[str, _Entry] = {}
 
     def penalise(self, address: str, failure: Failure) -> None:
         """Note a failure of an address."""
-        seconds: float = getattr(self._settings, failure.value)
-        if not seconds or is_in(address, self._settings.exempt):
+        seconds: float = getattr(self.settings, failure.value)
+        if not seconds or is_in(address, self.settings.exempt):
             return
         now_s = self._clock()
         source = self._source(address)
@@ -58,8 +58,8 @@ class PenaltyBox:
         if entry is None or entry.until_s <= now_s:
             self._make_room(now_s)
             entry = self._entries[source] = _Entry(now_s)
-        entry.until_s = min(entry.until_s + seconds, now_s + self._settings.max_s)
-        if entry.until_s - now_s >= self._settings.min_s and not entry.refused:
+        entry.until_s = min(entry.until_s + seconds, now_s + self.settings.max_s)
+        if entry.until_s - now_s >= self.settings.min_s and not entry.refused:
             entry.refused = True
             log.warning(
                 "penalised: source=%s for=%.0fs last=%s",
@@ -79,15 +79,13 @@ class PenaltyBox:
         except ValueError:
             return address
         prefix = (
-            self._settings.prefix_ipv4
-            if ip.version == 4
-            else self._settings.prefix_ipv6
+            self.settings.prefix_ipv4 if ip.version == 4 else self.settings.prefix_ipv6
         )
         return str(ipaddress.ip_network((ip, prefix), strict=False))
 
     def _make_room(self, now_s: float) -> None:
         """Forget who has waited; if that does not help, who has waited the longest."""
-        if len(self._entries) < self._settings.sources_max:
+        if len(self._entries) < self.settings.sources_max:
             return
         waiting = sorted(
             (entry.until_s, source)
@@ -95,5 +93,5 @@ class PenaltyBox:
             if entry.until_s > now_s
         )
         # More than one at a time: sorting for each new source would be slow.
-        gone = max(len(waiting) - self._settings.sources_max * 7 // 8, 0)
+        gone = max(len(waiting) - self.settings.sources_max * 7 // 8, 0)
         self._entries = {source: self._entries[source] for _, source in waiting[gone:]}

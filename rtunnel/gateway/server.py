@@ -21,6 +21,7 @@ from typing import Final, Self
 
 from rtunnel.errors import ConfigError
 from rtunnel.gateway.binding import BACKLOG
+from rtunnel.gateway.feeder import Feeder
 from rtunnel.gateway.header_reader import HeaderReader
 from rtunnel.gateway.host_key import load_or_make
 from rtunnel.gateway.listeners import Listeners
@@ -40,7 +41,7 @@ from rtunnel.gateway.settings import (
 from rtunnel.gateway.status import connection_infos
 from rtunnel.gateway.transport import ServerTransport
 from rtunnel.gateway.users import Users
-from rtunnel.gateway.visitors import Feeder, address_of
+from rtunnel.gateway.visitors import address_of
 from rtunnel.proxy_protocol import ProxyHeader
 from rtunnel.ssh.known_hosts import fingerprint, known_name
 from rtunnel.status import model
@@ -107,27 +108,12 @@ class Gateway:
         self._feeder = Feeder()
         self._dialler = Dialler()
         self._listeners = Listeners(self._loop, self._feeder, groups, visitor_proxies)
-        if not find_sftp_server() and any(
-            each.sftp for each in (rights, *(user.rights for user in users))
-        ):
-            raise ConfigError(
-                "SFTP is switched on, and there is no sftp-server: install it "
-                "(Debian: apt-get install openssh-sftp-server)"
-            )
-        self._house = House(
-            loop=self._loop,
-            listeners=self._listeners,
-            feeder=self._feeder,
-            dialler=self._dialler,
-            users=Users(authorized_keys, rights, users),
-            limits=self._limits,
-            on_login=self._count_in,
-            on_end=self._forget,
-        )
+        self._house = self._make_house(authorized_keys, rights, users, self._limits)
         self._started = model.now()
         self._port: int | None = None
         self._closed = False
-        # Only on the loop's thread, until that has ended.
+        # Only on the loop's thread, until that has ended; and those above that `reload`
+        # replaces.
         self._penalties = PenaltyBox(penalties or Penalties())
         self._sessions: set[Session] = set()
         self._ending: set[Session] = set()
@@ -137,6 +123,60 @@ class Gateway:
         self._lock = threading.Lock()
         self._logged_in: Counter[str] = Counter()
         self._guests = 0  # all of them
+
+    def _make_house(
+        self,
+        authorized_keys: Sequence[str | Path],
+        rights: Rights,
+        users: Sequence[User],
+        limits: Limits,
+    ) -> House:
+        if not find_sftp_server() and any(
+            each.sftp for each in (rights, *(user.rights for user in users))
+        ):
+            raise ConfigError(
+                "SFTP is switched on, and there is no sftp-server: install it "
+                "(Debian: apt-get install openssh-sftp-server)"
+            )
+        return House(
+            loop=self._loop,
+            listeners=self._listeners,
+            feeder=self._feeder,
+            dialler=self._dialler,
+            users=Users(authorized_keys, rights, users),
+            limits=limits,
+            on_login=self._count_in,
+            on_end=self._forget,
+        )
+
+    def reload(
+        self,
+        *,
+        authorized_keys: Sequence[str | Path] = (),
+        rights: Rights | None = None,
+        users: Sequence[User] = (),
+        groups: Iterable[Group] = (),
+        limits: Limits | None = None,
+        penalties: Penalties | None = None,
+        proxies: tuple[Network, ...] = (),
+        visitor_proxies: tuple[Network, ...] = (),
+    ) -> None:
+        """Take over other settings, for clients and requests that come from now on.
+
+        Who is logged in keeps what they have. May read files. Any thread. Raises
+        `ConfigError`, and changes nothing then.
+        """
+        limits = limits or Limits()
+        house = self._make_house(authorized_keys, rights or Rights(), users, limits)
+        groups = tuple(groups)
+
+        def apply() -> None:
+            self._house, self._limits, self._proxies = house, limits, proxies
+            self._penalties.settings = penalties or Penalties()
+            self._listeners.reload(groups, visitor_proxies)
+
+        self._loop.call(apply)
+        log.info("settings taken over: users=%d groups=%d", len(users), len(groups))
 
     def start(self) -> Self:
         """Listen for clients. Raises `ConfigError` if that is not possible."""

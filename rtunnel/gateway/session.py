@@ -41,6 +41,7 @@ from rtunnel.forwards import (
 from rtunnel.gateway.certificates import CERTIFICATE_SUFFIX
 from rtunnel.gateway.direct import DirectChannels
 from rtunnel.gateway.door import AUTH_METHODS, Door
+from rtunnel.gateway.feeder import Feeder
 from rtunnel.gateway.listeners import (
     Listeners,
     Refused,
@@ -55,7 +56,7 @@ from rtunnel.gateway.processes import Processes
 from rtunnel.gateway.settings import Limits
 from rtunnel.gateway.transport import MSG_USERAUTH_REQUEST, ServerTransport
 from rtunnel.gateway.users import Login, Users
-from rtunnel.gateway.visitors import Feeder, Visitor
+from rtunnel.gateway.visitors import Visitor
 from rtunnel.ssh import seams
 from rtunnel.ssh.connection import Connection
 from rtunnel.ssh.openings import Opened, read_peer_side

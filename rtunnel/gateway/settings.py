@@ -51,12 +51,12 @@ class Rights:
     gateway_ports: GatewayPorts = GatewayPorts.LOOPBACK
     # Unix sockets may be made right in this folder.
     socket_folder: Path | None = None
-    listeners_max: int = 100
+    listeners_max: int = 1000
     # SSH connections of this user at the same time.
-    connections_max: int = 100
+    connections_max: int = 1000
     # Visitors, that is channels, of one SSH connection at the same time.
     channels_max: int = 1000
-    # For each visitor, each way.
+    # Of all visitors together, each way.
     rate_bytes_per_s: int | None = None
     # Put this version of a PROXY header before what a visitor sends.
     proxy_protocol: int | None = None

@@ -1,4 +1,4 @@
-"""A visitor, the counters of a listener, and what is put between a visitor and SSH."""
+"""A visitor, and the counters of a listener."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from rtunnel import proxy_protocol, pump
 from rtunnel.errors import ChannelOpenError, ConnectionLost
 from rtunnel.ssh.relay import Relay, RelayEnd
 
 # From when on a client that has not answered an open is asked last.
 SLOW_ANSWER_S: Final = 1.0
-JOIN_S: Final = 5.0
 
 
 class Visitor:
@@ -147,64 +145,6 @@ class Traffic:
             stalled=sum(relay.stalled for relay in live),
             last_error=self._last_error,
         )
-
-
-class Feeder:
-    """Puts a pair of sockets before a visitor: for a header, or to slow it down.
-
-    Any thread; `close` last.
-    """
-
-    def __init__(self) -> None:
-        # Protected by _lock.
-        self._lock = threading.Lock()
-        self._reactor: pump.ReactorLike | None = None
-        self._thread: threading.Thread | None = None
-
-    def wrap(
-        self,
-        sock: socket.socket,
-        *,
-        origin: tuple[str, int],
-        proxy_version: int | None,
-        rate_bytes_per_s: int | None,
-    ) -> socket.socket:
-        """Return what stands for `sock`, which is owned from here on.
-
-        What is read from it begins with a PROXY header, if asked for; and no more
-        than the rate goes through each way. Raises OSError; `sock` is closed then.
-        """
-        if proxy_version is None and rate_bytes_per_s is None:
-            return sock
-        near, far = socket.socketpair()
-        try:
-            if proxy_version is not None:
-                name = sock.getsockname()
-                here = (name[0], name[1]) if isinstance(name, tuple) else None
-                # A new socket has room for so little.
-                near.send(proxy_protocol.encode(proxy_version, origin, here))
-            self._running().add_pair(sock, near, None, rate_bytes_per_s)
-        except BaseException:
-            for each in (sock, near, far):
-                each.close()
-            raise
-        return far
-
-    def _running(self) -> pump.ReactorLike:
-        with self._lock:
-            if self._reactor is None:
-                self._reactor = pump.Reactor()
-                self._thread = threading.Thread(
-                    target=self._reactor.run, name="rtunnel-feeder", daemon=True
-                )
-                self._thread.start()
-            return self._reactor
-
-    def close(self) -> None:
-        """Reset what is left; wait for the thread."""
-        if self._reactor is not None and self._thread is not None:
-            self._reactor.close()
-            self._thread.join(JOIN_S)
 
 
 def address_of(sock_address: object) -> tuple[str, int]:
