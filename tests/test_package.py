@@ -123,6 +123,11 @@ def test_every_module_is_in_the_wheel(wheel_names: set[str]) -> None:
     assert modules - wheel_names == set()
 
 
+def test_the_wheel_has_the_page_of_the_status(wheel_names: set[str]) -> None:
+    page = {f"rtunnel/status/web/page.{kind}" for kind in ("html", "css", "js")}
+    assert page <= wheel_names
+
+
 def test_the_wheel_runs_where_nothing_else_is_installed(
     installed: Path, tmp_path: Path
 ) -> None:
