@@ -142,7 +142,7 @@ def test_a_flood_of_requests_ends_its_connection(
 
 
 def test_a_stranger_who_does_not_log_in_is_cut_off(tmp_path: Path) -> None:
-    limits = Limits(login_grace_s=2.0)
+    limits = Limits(login_grace_s=4.0)
     with GatewayServer(tmp_path, limits=limits) as server, connect(server) as tunnel:
         with visit(server.port) as stranger:
             assert read_all(stranger).startswith(b"SSH-2.0-")

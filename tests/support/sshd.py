@@ -9,7 +9,7 @@ from rtunnel.bench.sshd import SSHD, Sshd
 __all__ = ["SSHD", "Sshd", "wait_until"]
 
 
-def wait_until(condition: object, timeout_s: float = 10.0) -> None:
+def wait_until(condition: object, timeout_s: float = 30.0) -> None:
     """Poll `condition()` until it is true; fail after `timeout_s`."""
     assert callable(condition)
     deadline = time.monotonic() + timeout_s
