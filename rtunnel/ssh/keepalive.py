@@ -3,8 +3,9 @@
 Theory of operation. Whatever arrives proves life. After `interval_s` of silence a
 global request that no server knows goes out; SUCCESS and FAILURE both answer it. A
 peer that stayed silent for `interval_s * count_max` seconds, with a question open for
-`ANSWER_GRACE_S`, is dead. ssh(1) knows this as ServerAliveInterval and
-ServerAliveCountMax; paramiko's own keepalive asks without ever looking for an answer.
+`ANSWER_GRACE_S`, is dead; that is noticed within `LOOK_S`. ssh(1) knows this as
+ServerAliveInterval and ServerAliveCountMax; paramiko's own keepalive asks without ever
+looking for an answer.
 
 Pure arithmetic: the caller has the clock and the wire.
 """
@@ -16,6 +17,9 @@ from typing import Final
 
 # The least time that a peer has to answer, whatever the interval.
 ANSWER_GRACE_S: Final = 1.0
+# What arrived is dated when it is looked at: so it is, so often, also while nothing is
+# due. A peer that fell silent amid a transfer would be noticed an interval later.
+LOOK_S: Final = 0.5
 # ssh_config(5): ServerAliveCountMax.
 COUNT_MAX: Final = 3
 
@@ -71,7 +75,7 @@ class Keepalive:
         return Verdict.WAIT
 
     def next_s(self, now_s: float) -> float:
-        """Return the seconds until `judge` may have something new to say."""
+        """Return the seconds until `judge` is to be asked again."""
         if self._asked_first_s is None:
             due_s = self._heard_s + self.interval_s
         else:
@@ -79,4 +83,4 @@ class Keepalive:
                 self._asked_last_s + self.interval_s,
                 max(self._heard_s + self.limit_s, self._asked_first_s + ANSWER_GRACE_S),
             )
-        return max(due_s - now_s, 0.0)
+        return max(min(due_s - now_s, LOOK_S), 0.0)
