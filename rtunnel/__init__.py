@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from rtunnel import errors
 from rtunnel._version import __version__
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from rtunnel.ssh.command import CommandOutput as CommandOutput
     from rtunnel.ssh.command import put_file as put_file
     from rtunnel.ssh.command import run_command as run_command
+    from rtunnel.ssh.options import ConnectOptions
     from rtunnel.ssh.transport import Transport as Transport
     from rtunnel.stats import ListenerStats as ListenerStats
     from rtunnel.stats import RelayStats as RelayStats
@@ -82,7 +83,9 @@ __all__ = [
 ]
 
 
-def connect(destination: str | Destination, **options: Any) -> Tunnel:
+def connect(
+    destination: str | Destination, **options: Unpack[ConnectOptions]
+) -> Tunnel:
     """Connect to an SSH server and return the tunnel that stands on the connection.
 
     `destination` is `user@host:port`, an `ssh://` URL or a host alias of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from rtunnel.errors import (
 )
 from rtunnel.ssh.algorithms import choose
 from rtunnel.ssh.connect import open_transport
+from rtunnel.ssh.options import ConnectOptions, Options
 from rtunnel.ssh.transport import Transport
 from tests.support.files import open_files
 from tests.support.ports import free_port
@@ -386,3 +388,9 @@ def test_a_proxy_command_that_hangs_is_ended(sshd: Sshd) -> None:
     with pytest.raises(HostUnreachable, match="did not finish the key exchange"):
         connect(sshd, proxy_command="sleep 60", connect_timeout_s=0.3)
     wait_until(lambda: not any(b"sleep" in command_line(pid) for pid in children()))
+
+
+def test_the_types_of_the_arguments_are_those_of_the_options() -> None:
+    assert ConnectOptions.__annotations__.keys() == {
+        field.name for field in dataclasses.fields(Options)
+    }

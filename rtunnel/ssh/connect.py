@@ -11,7 +11,7 @@ import difflib
 import logging
 import socket
 import threading
-from typing import Any
+from typing import Any, Unpack
 
 import paramiko
 
@@ -23,13 +23,15 @@ from rtunnel.ssh.config import resolve
 from rtunnel.ssh.host_certificates import CERTIFICATE_SUFFIX
 from rtunnel.ssh.hostkeys import HOST_KEY_ALGORITHMS, HostKeyChecker
 from rtunnel.ssh.jump import reach
-from rtunnel.ssh.options import HostConfig, Options
+from rtunnel.ssh.options import ConnectOptions, HostConfig, Options
 from rtunnel.ssh.transport import Transport
 
 log = logging.getLogger(__name__)
 
 
-def open_transport(destination: str | Destination, **options: Any) -> Transport:
+def open_transport(
+    destination: str | Destination, **options: Unpack[ConnectOptions]
+) -> Transport:
     """Connect to a server and return the transport, logged in.
 
     `destination` is `[user@]host[:port]`, an `ssh://` URL or a host alias of
@@ -40,7 +42,7 @@ def open_transport(destination: str | Destination, **options: Any) -> Transport:
     Raises `HostUnreachable`, `HostKeyError`, `AuthenticationFailed`, `ConnectError`
     (no common algorithm), `ConfigError`, `InvalidAddress` and `BackendUnavailable`.
     """
-    given = _options(options)
+    given = _options(dict(options))
     try:
         config = resolve(destination, given)
     except BaseException:
@@ -76,6 +78,7 @@ def _connect(
             rekey_bytes=options.rekey_bytes or config.rekey_bytes,
             rekey_s=options.rekey_s or config.rekey_s,
         )
+        transport.permit_remote_open = config.permit_remote_open
         _set_algorithms(transport, config, checker)
         _agree_on_keys(transport, config)
         checker.check(transport.get_remote_server_key())

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import TypedDict
 
 from rtunnel.addresses import Destination
 
@@ -118,6 +119,35 @@ class Options:
         )
 
 
+class ConnectOptions(TypedDict, total=False):
+    """The fields of `Options`, as the keyword arguments of `connect`."""
+
+    user: str | None
+    port: int | None
+    identity_files: Sequence[PathLike]
+    certificate_files: Sequence[PathLike]
+    agent: bool | PathLike | None
+    password: Secret | None
+    passphrase: Secret | None
+    interactive: Interactive | None
+    known_hosts: PathLike | Sequence[PathLike] | None
+    host_key_policy: HostKeyPolicy | str | None
+    host_key_prompt: HostKeyPrompt | None
+    config_file: PathLike | None
+    jump: str | None
+    proxy_command: str | None
+    connect_timeout_s: float | None
+    keepalive_interval_s: float | None
+    keepalive_count_max: int | None
+    ciphers: str | Sequence[str] | None
+    compression: bool | None
+    ssh_options: Mapping[str, str] | Sequence[str]
+    sock: socket.socket | None
+    backend: str | None
+    rekey_bytes: int | None
+    rekey_s: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostConfig:
     """Everything that is decided about one connection before it is made."""
@@ -155,6 +185,7 @@ class HostConfig:
     auth_methods: tuple[str, ...]
     password_prompts: int
     batch_mode: bool
+    permit_remote_open: tuple[str, ...] | None = None  # what SOCKS visitors may reach
 
     def __str__(self) -> str:
         return str(Destination(self.user, self.host, self.port))
