@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.support.cups import Cups, Printed
 from tests.support.pulse import Pulse, record, silence, tone, write_wav
+from tests.support.tunnels import background
 from tests.support.x2go import PATIENCE_S, Display, X2goServer, wait_until
 from tests.support.x2go_client import PDF, Client
 from x2go_session.events import (
@@ -33,14 +35,20 @@ def pulse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pulse]:
 
 
 @pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
 def client(
     x2go_server: X2goServer,
     client_display: Display,
     pulse: Pulse,
+    shared: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("client")
-    client = Client(x2go_server, client_display, pulse, folder)
+    client = Client(x2go_server, client_display, pulse, folder, [shared])
     try:
         client.terminal.start()
         yield client
@@ -68,15 +76,20 @@ def test_the_services_run_and_tell_the_session_where_they_are(client: Client) ->
     ]
 
 
-def test_a_tone_of_the_session_is_heard_here_sample_by_sample(
-    client: Client, pulse: Pulse
+def test_a_tone_of_the_session_is_heard_here_sample_by_sample_beside_a_copy(
+    client: Client, pulse: Pulse, shared: Path
 ) -> None:
+    (place,) = [s.mount_point for s in client.sharing.folders if s.folder == shared]
+    content = os.urandom(32 * 1024 * 1024)
+    (shared / "large").write_bytes(content)
     frames = tone(TONE_HZ, 1.0)
     file = client.server.home / "tone.wav"
     write_wav(file, silence(0.5) + frames + silence(0.5))
     with record(pulse) as recording:
-        client.run("paplay", str(file))
+        with background(client.run, "cp", f"{place}/large", f"{place}/copy"):
+            client.run("paplay", str(file))
         wait_until(lambda: recording.has(frames), PATIENCE_S)
+    assert (shared / "copy").read_bytes() == content
 
 
 def test_what_x2goprint_delivers_is_saved_here(client: Client) -> None:
