@@ -89,6 +89,19 @@ def test_what_a_socks_proxy_may_reach_is_said_by_flags(sshd: Sshd) -> None:
         assert third.accepted == 0
 
 
+def test_what_ssh_config_permits_holds_where_no_flag_says_it(sshd: Sshd) -> None:
+    with (
+        Target(echo) as target,
+        opened(sshd, "-R", "0", "-o", "PermitRemoteOpen=none") as command,
+    ):
+        proxy = ("--socks5-hostname", f"127.0.0.1:{command.port()}")
+        assert curl(*proxy, f"http://{target.spec}/").status == PROXY_ERROR
+        assert target.accepted == 0
+    with opened(sshd, "-R", "0", "-o", "PermitRemoteOpen=db") as command:
+        assert command.status() == ExitStatus.CONFIGURATION
+        assert "PermitRemoteOpen" in command.errors()
+
+
 def test_folders_and_commands_are_served(sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "page.txt").write_text("a page")
     with opened(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -176,6 +177,7 @@ def folder(tmp_path: Path) -> Path:
     (root / "env.txt").symlink_to(".env")
     (root / "linked").mkdir()
     (root / "linked" / "index.html").symlink_to("../../outside.txt")
+    os.mkfifo(root / "pipe")
     return root
 
 
@@ -213,6 +215,7 @@ def test_the_files_of_a_folder_are_served_by_http(tunnel: Tunnel, folder: Path) 
         "/.git/config",
         "/.git/",
         "/linked/",
+        "/pipe",
         "/a%00b",
     ],
 )
@@ -238,7 +241,7 @@ def test_a_folder_without_an_index_is_listed_as_far_as_it_is_served(
         assert "&lt;b&gt;" in page
         assert "<b>" not in page
         assert "sub/" in page
-        for name in (".env", "git", "outside", "env.txt"):
+        for name in (".env", "git", "outside", "env.txt", "pipe"):
             assert name not in page
 
 

@@ -30,6 +30,7 @@ from typing import Final, TypeVar
 
 from rtunnel.addresses import Destination, parse_destination
 from rtunnel.errors import ConfigError, InvalidAddress
+from rtunnel.policy import Policy
 from rtunnel.ssh.config_file import SYSTEM_FOLDER, Setting, Settings, parse_setting
 from rtunnel.ssh.options import HostConfig, HostKeyPolicy, Options, PathLike
 
@@ -60,10 +61,10 @@ SUPPORTED: Final = _words(
     "ConnectTimeout GlobalKnownHostsFile HashKnownHosts HostKeyAlgorithms "
     "HostKeyAlias HostName IdentitiesOnly IdentityAgent IdentityFile "
     "KbdInteractiveAuthentication KexAlgorithms MACs NumberOfPasswordPrompts "
-    "PasswordAuthentication Port PreferredAuthentications ProxyCommand ProxyJump "
-    "ProxyUseFdpass PubkeyAcceptedAlgorithms PubkeyAuthentication RekeyLimit "
-    "RevokedHostKeys ServerAliveCountMax ServerAliveInterval StrictHostKeyChecking "
-    "Tag TCPKeepAlive User UserKnownHostsFile"
+    "PasswordAuthentication PermitRemoteOpen Port PreferredAuthentications "
+    "ProxyCommand ProxyJump ProxyUseFdpass PubkeyAcceptedAlgorithms "
+    "PubkeyAuthentication RekeyLimit RevokedHostKeys ServerAliveCountMax "
+    "ServerAliveInterval StrictHostKeyChecking Tag TCPKeepAlive User UserKnownHostsFile"
 )
 # What may be given with `-o` because commands for ssh(1) say it: it is what happens
 # here anyway, or concerns what a tunnel has not (a terminal, X11, shared connections).
@@ -274,6 +275,7 @@ class _Answers:
             auth_methods=self._auth_methods(),
             password_prompts=self._count("NumberOfPasswordPrompts", PASSWORD_PROMPTS),
             batch_mode=self._flag("BatchMode", False),
+            permit_remote_open=self._permit_remote_open(),
         )
 
     # Who and where. These may be asked for before all settings are known: `Match
@@ -447,6 +449,16 @@ class _Answers:
             raise setting.error("expected a time after the size, such as 1h")
         limit = None if size == "default" else int(number) * units.get(size[-1], 1)
         return limit or None, after_s
+
+    def _permit_remote_open(self) -> tuple[str, ...] | None:
+        setting = self.settings.get("PermitRemoteOpen")
+        if setting is None:
+            return None
+        try:
+            Policy.of(permit_open=setting.words)
+        except ValueError as error:
+            raise setting.error(str(error)) from None
+        return setting.words
 
     def _auth_methods(self) -> tuple[str, ...]:
         wanted = self._text("PreferredAuthentications")

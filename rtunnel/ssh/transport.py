@@ -60,6 +60,8 @@ class Transport(paramiko.Transport):
     packetizer: EnginePacketizer
     remote_cipher: str
     remote_compression: str
+    # What visitors of a SOCKS listener may reach, unless the listener says it.
+    permit_remote_open: tuple[str, ...] | None = None
 
     def __init__(
         self,

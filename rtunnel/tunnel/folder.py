@@ -126,7 +126,8 @@ class _Request(SimpleHTTPRequestHandler):
             parts = inside.relative_to(self._root).parts
             if any(part.startswith(".") for part in parts):
                 return False
-        return True
+        # A pipe would keep whoever opens it; what is not there is found out later.
+        return inside.is_file() or inside.is_dir() or not inside.exists()
 
     def _nowhere(self) -> str:
         return str(self._root / "\ufffd" / "nowhere")

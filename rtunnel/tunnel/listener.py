@@ -302,22 +302,22 @@ class Listener:
             self._changed.wait_for(
                 lambda: not self._visits, max(0.0, deadline - time.monotonic())
             )
-        self._end()
+        self._end("closing")
 
     def lose(self, lost: ConnectionLost) -> None:
         """The connection is over. The backend resets the relays."""
         with self._changed:
             self._last_error = self._last_error or str(lost)
-        self._end()
+        self._end("lost")
 
-    def _end(self) -> None:
+    def _end(self, why: str) -> None:
         with self._changed:
             if self._state is not ListenerState.CLOSED:
                 self._set_state(ListenerState.CLOSED)
             visits = list(self._visits)
         self._handler.close()
         for visit in visits:
-            visit.abort("closed")
+            visit.abort(why)
         self._retire_if_done()
 
     def _retire_if_done(self) -> None:

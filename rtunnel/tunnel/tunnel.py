@@ -29,6 +29,7 @@ from rtunnel.errors import (
 )
 from rtunnel.forwards import Forward
 from rtunnel.policy import CONNECT_TIMEOUT_S, Network, Policy, Priority
+from rtunnel.services import SocksService
 from rtunnel.ssh.connection import REQUEST_TIMEOUT_S, Connection
 from rtunnel.ssh.seams import AnyTransport
 from rtunnel.stats import ListenerStats, TunnelStats
@@ -152,6 +153,8 @@ class Tunnel:
         (RFC 4254, section 7.1)
         """
         forward = Forward(parse_bind(bind))
+        if permit_open is None and (to == "socks" or isinstance(to, SocksService)):
+            permit_open = getattr(self.transport, "permit_remote_open", None)
         policy = Policy.of(
             allow=allow,
             deny=deny,
