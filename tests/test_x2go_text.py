@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.command import ROOT
 from x2go_session import commands, replies
 from x2go_session.applications import menus, read_applications
+from x2go_session.cli import cli
 from x2go_session.errors import ControlError, NoSuchSession
 from x2go_session.events import Events
 from x2go_session.options import OptionError, Rdp, SessionOptions
@@ -327,3 +330,18 @@ def test_settings_are_no_applications() -> None:
 @given(st.text())
 def test_no_text_is_too_strange_for_applications(text: str) -> None:
     assert read_applications(text) == [] or "<desktop>" in text
+
+
+# The page about it.
+
+
+def test_the_page_has_every_verb_and_module_and_its_example_compiles() -> None:
+    page = (ROOT / "docs" / "x2go.md").read_text()
+    words = set(re.findall(r"[\w-]+", page))
+    modules = {path.stem for path in (ROOT / "x2go_session").glob("[!_]*.py")}
+    assert set(cli.commands) - words == set()
+    assert modules - {"errors", "session"} - words == set()
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    imports = example.partition("\n\n")[0]
+    exec(compile(imports, "docs/x2go.md", "exec"), {})
+    compile(example, "docs/x2go.md", "exec")
