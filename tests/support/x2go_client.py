@@ -51,6 +51,7 @@ class Client:
         self.mimebox = MimeBox(self.sharing, OpenWith(str(self.viewer), wait_s=0.0))
         # Its environment is what each program of the session gets.
         self._environment = server.home / "environment"
+        self._environment.unlink(missing_ok=True)  # of a session before this one
         self._script = server.home / "application"
         self._script.write_text(
             f"#!/bin/sh\nenv -0 >{self._script}.part\n"
@@ -89,7 +90,6 @@ class Client:
             self.terminal.terminate()
         self.tunnel.close()
         self.server.end_sessions()
-        self._environment.unlink(missing_ok=True)
 
     def hears_the_session(self) -> bool:
         """Return whether PulseAudio here answers a program of the session."""
