@@ -383,6 +383,27 @@ def test_a_port_moves_from_one_tunnel_or_server_to_another(
         assert row(supervisor, f"t{port}", "c").state == "listening"
 
 
+def test_a_port_that_moves_is_not_waited_for_as_one_that_is_taken(
+    sshd: Sshd, file: TomlFile, target: Target
+) -> None:
+    ports = [free_port() for _ in range(20)]
+    slow = {"port_taken_first_s": 3600, "port_taken_max_s": 3600}
+    first = server_table(sshd, retry=slow, tunnels=tunnels(target, *ports))
+    second = server_table(sshd, retry=slow)
+    file.write(a=first, b=second)
+    with Supervisor(file.path, watch=False) as supervisor:
+        for _ in range(4):
+            wait_ready(supervisor)
+            assert [ask(port) for port in ports] == [b"hello"] * 20
+            first["tunnels"], second["tunnels"] = (
+                second.get("tunnels", {}),
+                first["tunnels"],
+            )
+            file.write(a=first, b=second)
+            supervisor.reload()
+        wait_ready(supervisor)
+
+
 def test_another_way_to_the_server_is_another_connection(
     sshd: Sshd, file: TomlFile, target: Target
 ) -> None:

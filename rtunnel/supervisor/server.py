@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from enum import Enum
@@ -56,15 +56,25 @@ _TABLE: Final = {
 
 
 class Server:
-    """Keeps the connection to one server, and the ports on it. Any thread."""
+    """Keeps the connection to one server, and the ports on it. Any thread.
+
+    `on_released` is called, on its thread, when ports that were not wanted any more are
+    free: another one may wait for them.
+    """
 
     def __init__(
-        self, name: str, config: ServerConfig, checks: HealthChecks, logins: Logins
+        self,
+        name: str,
+        config: ServerConfig,
+        checks: HealthChecks,
+        logins: Logins,
+        on_released: Callable[[], None],
     ) -> None:
         # Read-only after construction.
         self.name = name
         self._checks = checks
         self._logins = logins
+        self._on_released = on_released
         self._thread = threading.Thread(
             target=self._run, name=f"rtunnel-server-{name}", daemon=True
         )
@@ -276,12 +286,16 @@ class Server:
 
     def _reconcile(self, wanted: Mapping[str, TunnelConfig]) -> None:
         """Close what is not wanted any more, or not like that; note what is new."""
+        released = False
         for name, port in list(self._ports.items()):
             config = wanted.get(name)
             if config is None or not port.take_over(config):
                 port.close()
+                released = True
                 with self._changed:
                     del self._ports[name]
+        if released:
+            self._on_released()
         for name, config in wanted.items():
             if name not in self._ports:
                 port = Port(self.name, name, config, self._checks)

@@ -138,7 +138,7 @@ class Supervisor:
                 server.apply(config.servers[name])
             _join(going)
             new = {
-                name: Server(name, wanted, self._checks, self._logins)
+                name: Server(name, wanted, self._checks, self._logins, self._hurry)
                 for name, wanted in config.servers.items()
                 if name not in staying
             }
@@ -170,10 +170,7 @@ class Supervisor:
                 len(config.servers),
                 config.tunnel_count,
             )
-        with self._lock:
-            servers = list(self._servers.values())
-        for server in servers:
-            server.hurry()
+        self._hurry()
 
     def reload_soon(self) -> None:
         """Have another thread reload; a mistake in the file is logged. Never blocks."""
@@ -248,6 +245,13 @@ class Supervisor:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _hurry(self) -> None:
+        """Have everything tried soon that waits. Never blocks; any thread."""
+        with self._lock:
+            servers = list(self._servers.values())
+        for server in servers:
+            server.hurry()
 
     def _reload_when_asked(self) -> None:
         while True:
