@@ -234,6 +234,35 @@ def test_a_name_that_is_a_path_leads_to_no_file(tmp_path: Path, name: str) -> No
     assert users.login(name, blob, "") is None
 
 
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "::1"])
+def test_a_client_has_the_same_address_on_every_kind_of_socket(
+    tmp_path: Path, address: str
+) -> None:
+    guest = Guest(tmp_path)
+    line = f'from="127.0.0.1,::1" {guest.public}'
+    with (
+        Gateway((address, 0), authorized_keys=[line]) as gateway,
+        meet_as(guest, gateway).serving(say(b"hello"), "0", *via(address)) as ssh,
+    ):
+        assert ask(ssh.port()) == b"hello"
+        (connection,) = gateway.status().connections
+        assert connection.name == f"guest@{address or '127.0.0.1'}"
+
+
+def meet_as(guest: Guest, gateway: Gateway) -> Guest:
+    guest.meet(gateway)
+    guest.known_hosts.write_text(
+        f"gateway {gateway.known_hosts_line().split(' ', 1)[1]}"
+    )
+    return guest
+
+
+def via(address: str) -> tuple[str, ...]:
+    """Return flags with which ssh connects there instead."""
+    name = ("-o", "HostKeyAlias=gateway")
+    return (*name, "-o", f"Hostname={address}") if address else name
+
+
 # Where ports listen.
 
 

@@ -71,6 +71,25 @@ def test_a_newcomer_needs_no_flag(home: Path) -> None:
             assert ask(ssh.port()) == b"hello"
 
 
+@pytest.mark.parametrize("flags", [("-q",), (), ("-v",)])
+def test_visitors_are_logged_if_that_is_asked_for(
+    tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    guest = Guest(tmp_path)
+    keys = str(guest.user_key.with_suffix(".pub"))
+    state = ("--state", str(tmp_path), "--authorized-keys", keys)
+    with Running(*state, *flags, **at_home(tmp_path)) as gateway:
+        with gateway.meet(guest, tmp_path / "host_key").serving(say(b"12345")) as ssh:
+            assert ask(ssh.port()) == b"12345"
+        if flags != ("-q",):
+            wait_until(lambda: "client gone: " in gateway.errors())
+        gateway.send(signal.SIGTERM)
+        assert gateway.status() == 0
+        errors = gateway.errors()
+    assert ("bytes_in=0 bytes_out=5 reason=closed" in errors) is (flags == ("-v",))
+    assert (errors == "") is (flags == ("-q",))
+
+
 def test_authorized_keys_win_over_the_keys_beside_them(home: Path) -> None:
     guest = Guest(home)
     (home / ".ssh" / "authorized_keys").write_text(guest.public)
@@ -100,7 +119,10 @@ def test_it_keeps_its_host_key_and_ends_at_a_signal_with_every_port_free(
                 gateway.send(number)
                 assert gateway.status() == 0
                 assert not listens(port)
-                assert gateway.errors() == ""
+                errors = gateway.errors()
+                assert "client in: " in errors
+                assert "listening: conn=" in errors
+                assert "gateway closed" in errors
     assert len(fingerprints) == 1
 
 
@@ -224,7 +246,7 @@ def test_what_cannot_be_served_is_one_line_on_stderr(
     monkeypatch.chdir(tmp_path)
     Path("empty").touch(0o600)
     listen = () if flags[0] == "--listen" else ("--listen", "127.0.0.1:0")
-    with Command("gateway", *listen, *flags, **at_home(tmp_path)) as command:
+    with Command("gateway", "-q", *listen, *flags, **at_home(tmp_path)) as command:
         assert command.status() == status
         assert message in command.errors()
         assert command.errors().count("\n") == 1

@@ -96,6 +96,10 @@ def gateway(
     from rtunnel.gateway.config_file import GatewayConfig, load, read_place
 
     logs.show(verbosity, quiet, log_format)
+    if not quiet and not verbosity:
+        # Who comes and goes is of interest, as with sshd; each visitor is not.
+        log.setLevel(logging.INFO)
+        logging.getLogger("rtunnel.gateway.visitors").setLevel(logging.WARNING)
     config = GatewayConfig() if config_file is None else load(config_file)
     reload_asked = threading.Event()
     others: dict[int, Callable[[], None]] = {}

@@ -192,7 +192,7 @@ class LimitsConfig(Part):
     connections_max: Count = 1
     unauthenticated_max: Count = 1
     login_grace_s: Seconds = 1
-    auth_tries_max: Count = 1
+    auth_tries_max: Annotated[int, Field(ge=1, le=10)] = 1
     client_alive_interval_s: SecondsOrNone = 0
     client_alive_count_max: Count = 1
 

@@ -66,6 +66,8 @@ from rtunnel.tunnel.dialler import Dialler
 from rtunnel.wire import Reader, boolean, string, u32
 
 log = logging.getLogger("rtunnel.gateway.session")
+# There may be many more of them than of clients.
+visitor_log = logging.getLogger("rtunnel.gateway.visitors")
 
 MSG_DEBUG: Final = 4
 MSG_USERAUTH_FAILURE: Final = 51
@@ -452,7 +454,7 @@ class Session:
 
         def opened(result: Opened) -> None:
             if isinstance(result, Exception):
-                log.info(
+                visitor_log.info(
                     "visitor turned away: conn=%s place=%s: %s", self, listener, result
                 )
                 traffic.failed(visitor, result)
@@ -463,7 +465,7 @@ class Session:
 
         def ended(end: RelayEnd) -> None:
             traffic.ended(visitor, end)
-            log.info(
+            visitor_log.info(
                 "visitor gone: conn=%s place=%s from=%s:%d duration_s=%.3f "
                 "bytes_in=%d bytes_out=%d reason=%s",
                 self,

@@ -132,7 +132,7 @@ class Limits:
     unauthenticated_max: int = 100
     # LoginGraceTime.
     login_grace_s: float = 120.0
-    # MaxAuthTries.
+    # MaxAuthTries; after 10, paramiko ends the connection in any case.
     auth_tries_max: int = 6
     # ClientAliveInterval (where it is 0 by default), ClientAliveCountMax.
     client_alive_interval_s: float = 15.0
