@@ -142,7 +142,8 @@ def see_page(place: Place, names: dict[str, Any]) -> None:
 def see_services(place: Place, names: dict[str, Any]) -> None:
     proxy, _, upper = (listener.port for listener in names["tunnel"].listeners)
     assert call(upper) == b"HELLO"
-    assert b"target.sock" in call(place.port, b"GET / HTTP/1.0\r\n\r\n")
+    (place.server_path.parent / "page.txt").write_text("")
+    assert b"page.txt" in call(place.port, b"GET / HTTP/1.0\r\n\r\n")
     assert call(proxy, b"\4\1\0\1\x7f\0\0\1\0")[:2] == b"\0\x5b"  # not permitted
 
 
