@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 log = logging.getLogger("x2go_session.events")
 
@@ -329,3 +329,20 @@ class Events:
                 return default
         self.emit(question)
         return question.wait(default)
+
+
+def host_key_prompt(stream: Events) -> Callable[[Any], bool]:
+    """Return what `rtunnel.connect(host_key_prompt=...)` takes: it asks by an event.
+
+    A key that nobody vouches for in time is refused.
+    """
+
+    def ask(unknown: Any) -> bool:
+        question = HostKeyQuestion(
+            host=unknown.host,
+            key_type=unknown.key_type,
+            fingerprint=unknown.fingerprint,
+        )
+        return stream.ask(question, default=False)
+
+    return ask
