@@ -31,6 +31,7 @@ from x2go_session.services.mime_actions import (
     refusal,
 )
 from x2go_session.services.mimebox import MimeBox
+from x2go_session.services.sharing import Sharing
 from x2go_session.session import Session
 
 CONTENT = b"what was dropped\n"
@@ -285,6 +286,13 @@ def test_a_box_that_cannot_be_shared_is_a_failure_and_leaves_nothing(
         mimebox.start(session)
     assert list(session.local_folder.iterdir()) == []
     assert mimebox.environment == {}
+
+
+def test_without_folder_sharing_there_is_no_box(session: Session) -> None:
+    mimebox = MimeBox(Sharing())
+    with pytest.raises(ServiceError, match="needs folder sharing, which does not run"):
+        mimebox.start(session)
+    assert list(session.local_folder.iterdir()) == []
 
 
 # What is refused.

@@ -33,6 +33,7 @@ from x2go_session.services.print_actions import (
     PrintCommand,
 )
 from x2go_session.services.printing import Printing
+from x2go_session.services.sharing import Sharing
 from x2go_session.session import Session
 
 PDF = b"%PDF-1.4\n%of a kind\n"
@@ -265,6 +266,14 @@ def test_a_spool_that_cannot_be_shared_is_a_failure_and_leaves_nothing(
 ) -> None:
     printing = Printing(Shares(refuses="no FUSE on the server"), PdfSave())
     with pytest.raises(ServiceError, match="no FUSE on the server"):
+        printing.start(session)
+    assert list(session.local_folder.iterdir()) == []
+    assert printing.environment == {}
+
+
+def test_without_folder_sharing_there_is_no_printing(session: Session) -> None:
+    printing = Printing(Sharing(), PdfSave())
+    with pytest.raises(ServiceError, match="needs folder sharing, which does not run"):
         printing.start(session)
     assert list(session.local_folder.iterdir()) == []
     assert printing.environment == {}

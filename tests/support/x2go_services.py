@@ -70,6 +70,10 @@ class Shares:
         self._refuses = refuses
         self._told: list[Callable[[FileEvent], object]] = []
 
+    @property
+    def port(self) -> int:
+        return 1
+
     def share(
         self,
         folder: Path,

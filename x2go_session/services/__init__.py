@@ -82,6 +82,10 @@ class FolderSharing(Protocol):
     `x2go_session.services.sharing.Sharing` is one.
     """
 
+    @property
+    def port(self) -> int:
+        """Its port on the server while it runs, else 0."""
+
     def share(
         self,
         folder: Path,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from rtunnel.errors import RTunnelError
-from x2go_session.errors import X2GoError
+from x2go_session.errors import ServiceError, X2GoError
 from x2go_session.events import (
     Event,
     MimeFileArrived,
@@ -85,8 +85,13 @@ class MimeBox:
     def start(self, session: Session) -> None:
         """Share the box, and take what is in it already. Blocks.
 
-        Raises `ServiceError` and what else sharing a folder raises.
+        Raises `ServiceError` where folder sharing does not run, and what else sharing
+        a folder raises.
         """
+        if not self._sharing.port:
+            raise ServiceError(
+                "no MIME box: it needs folder sharing, which does not run"
+            )
         folder = session.local_folder.resolve()
         self._session = session
         self._questions = Questions()

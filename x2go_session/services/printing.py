@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from rtunnel.errors import RTunnelError
-from x2go_session.errors import X2GoError
+from x2go_session.errors import ServiceError, X2GoError
 from x2go_session.events import (
     QUESTION_TIMEOUT_S,
     Event,
@@ -89,8 +89,13 @@ class Printing:
     def start(self, session: Session) -> None:
         """Share the spool, and take what is in it already. Blocks.
 
-        Raises `ServiceError` and what else sharing a folder raises.
+        Raises `ServiceError` where folder sharing does not run, and what else sharing
+        a folder raises.
         """
+        if not self._sharing.port:
+            raise ServiceError(
+                "no printing: it needs folder sharing, which does not run"
+            )
         folder = session.local_folder.resolve()
         self._session = session
         self._questions = Questions()
