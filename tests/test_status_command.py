@@ -292,6 +292,9 @@ def test_open_serves_its_status_over_http_where_it_is_told(
         port = command.port()
         line = command.line()
         assert line.startswith("status on http://127.0.0.1:")
+        (told,) = json.loads(status("--json").stdout)
+        assert told["url"] == line.removeprefix("status on ")
+        assert status().stdout.splitlines()[0].endswith(f", {told['url']}")
         served = int(line.rstrip("/").rpartition(":")[2])
         assert get(served, "/readyz").status == 200
         assert f'listener="127.0.0.1:{port}"' in get(served, "/metrics").text

@@ -58,6 +58,7 @@ class View:
                     "  ",
                     ("ready", "green") if status.ready else ("not ready", "bold red"),
                     (f"  up {age(status.started)}, version {status.version}", "dim"),
+                    f"  {harmless(status.url)}" if status.url else "",
                 )
             )
             for connection in status.connections:
@@ -178,7 +179,7 @@ def lines(status: ProcessStatus) -> list[str]:
     ready = "ready" if status.ready else "not ready"
     told = [
         f"{status.kind} {status.pid}: {ready}, up {age(status.started)}, "
-        f"version {status.version}"
+        f"version {status.version}{f', {harmless(status.url)}' if status.url else ''}"
     ]
     for connection in status.connections:
         told.append(f"  {_connection_line(connection)}")

@@ -68,6 +68,7 @@ class ProcessStatus:
     started: datetime
     ready: bool  # every listener that should be there listens
     connections: tuple[ConnectionInfo, ...]
+    url: str | None = None  # of its page, for who finds it by its socket
 
 
 # Cheap, never blocks, called from any thread.

@@ -19,7 +19,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -61,8 +61,13 @@ def published(
         if http_on is not None:
             server = StatusServer(source, *http_on, ready_check)
             stack.enter_context(server)
+        url = None if server is None else server.url
+
+        def with_url() -> ProcessStatus:
+            return replace(source(), url=url)
+
         try:
-            stack.enter_context(_local_socket(source, ready_check))
+            stack.enter_context(_local_socket(with_url, ready_check))
         except OSError as error:
             log.warning("`rtunnel status` will not find this process: error=%s", error)
         yield server
