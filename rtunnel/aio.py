@@ -19,24 +19,46 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from rtunnel.errors import ConnectionLost, ListenerClosed
+from rtunnel.ssh.connection import REQUEST_TIMEOUT_S
 from rtunnel.stats import ListenerStats, TunnelStats
 from rtunnel.tunnel import AcceptQueue
 from rtunnel.tunnel import Listener as BlockingListener
 from rtunnel.tunnel import Tunnel as BlockingTunnel
 from rtunnel.tunnel import Visitor as BlockingVisitor
+from rtunnel.tunnel.handlers import ACCEPT_BACKLOG
 
 if TYPE_CHECKING:
-    from rtunnel.addresses import Destination, Target
+    from rtunnel.addresses import Bind, Destination, Target
+    from rtunnel.policy import Network, Priority
+    from rtunnel.ssh.options import ConnectOptions
+    from rtunnel.tunnel.handlers import HandlerSpec
 
 __all__ = ["Connecting", "Listener", "Tunnel", "Visitor", "connect"]
 
 _T = TypeVar("_T")
+
+
+class ListenOptions(TypedDict, total=False):
+    """What `Tunnel.listen` takes by name, here and in `rtunnel.Tunnel`."""
+
+    name: str | None
+    timeout_s: float | None
+    diagnose: bool
+    connect_timeout_s: float
+    priority: Priority
+    allow: Iterable[str | Network]
+    deny: Iterable[str | Network]
+    max_connections: int | None
+    rate_bytes_per_s: int | None
+    idle_timeout_s: float | None
+    proxy_protocol: Literal[1, 2] | None
+    permit_open: Iterable[str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +214,12 @@ class Tunnel:
         return self.blocking.stats()
 
     async def listen(
-        self, bind: Any, to: Any = None, *, backlog: int = 128, **options: Any
+        self,
+        bind: int | str | tuple[str, int] | Bind,
+        to: HandlerSpec = None,
+        *,
+        backlog: int = ACCEPT_BACKLOG,
+        **options: Unpack[ListenOptions],
     ) -> Listener:
         """Have the server listen; take its visitors to `to`, or yield them.
 
@@ -210,14 +237,16 @@ class Tunnel:
         return Listener(listener, queue, news)
 
     async def dial(
-        self, target: str | tuple[str, int] | Target, **options: Any
+        self,
+        target: str | tuple[str, int] | Target,
+        timeout_s: float | None = REQUEST_TIMEOUT_S,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Connect to a target *as the server sees it*; return reader and writer.
 
         Arguments and errors are those of `rtunnel.Tunnel.dial`.
         """
         conn = await _in_thread(
-            lambda: self.blocking.dial(target, **options), socket.socket.close
+            lambda: self.blocking.dial(target, timeout_s), socket.socket.close
         )
         return await asyncio.open_unix_connection(sock=conn)
 
@@ -277,7 +306,9 @@ class Connecting:
             await self._tunnel.close()
 
 
-def connect(destination: str | Destination, **options: Any) -> Connecting:
+def connect(
+    destination: str | Destination, **options: Unpack[ConnectOptions]
+) -> Connecting:
     """Connect to an SSH server: `async with connect(...) as tunnel`, or await it.
 
     Arguments and errors are those of `rtunnel.connect`. A task that is cancelled
@@ -286,7 +317,7 @@ def connect(destination: str | Destination, **options: Any) -> Connecting:
     return Connecting(_connect(destination, options))
 
 
-async def _connect(destination: str | Destination, options: dict[str, Any]) -> Tunnel:
+async def _connect(destination: str | Destination, options: ConnectOptions) -> Tunnel:
     from rtunnel import connect as connect_blocking
 
     return Tunnel(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rtunnel import aio
+from rtunnel import Tunnel, aio
 from rtunnel.errors import ConnectionLost, ListenerClosed, TargetUnreachable
 from tests.support.ports import free_port
 from tests.support.sshd import Sshd
@@ -256,6 +257,11 @@ def test_the_loss_of_the_connection_is_told(tmp_path: Any, backend: str) -> None
 
     with Sshd(tmp_path) as sshd:
         asyncio.run(main(sshd))
+
+
+def test_listen_takes_what_the_other_one_takes() -> None:
+    taken = set(inspect.signature(Tunnel.listen).parameters) - {"self", "bind", "to"}
+    assert set(aio.ListenOptions.__annotations__) | {"backlog"} == taken
 
 
 def test_pause_turns_visitors_away_and_resume_takes_them(run: Run) -> None:
