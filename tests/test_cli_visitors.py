@@ -41,9 +41,13 @@ def target() -> Iterator[Target]:
 
 
 def talk(port: int, text: bytes = b"hello") -> bytes | None:
+    """Return the answer; None from who turns visitors away in mid-sentence."""
     with visit(port) as sock:
-        send_and_end(sock, text)
-        return read_end(sock)
+        try:
+            send_and_end(sock, text)
+            return read_all(sock)
+        except OSError:
+            return None
 
 
 def test_a_port_alone_is_a_socks_proxy_for_any_program(sshd: Sshd) -> None:
