@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Callable, Iterator
 
@@ -154,7 +155,8 @@ def test_published_applications_have_names_and_commands(
 
 def test_there_is_nothing_where_nothing_was_started(control: Control) -> None:
     assert control.sessions() == []
-    assert control.servers() == []
+    # Sessions of others may be there.
+    assert set(control.servers()) <= {socket.gethostname()}
     assert control.state(NOBODY) == ""
     assert control.mounts(NOBODY) == []
     assert control.wait_state(NOBODY, ("RUNNING", "")) == ""

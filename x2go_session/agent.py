@@ -45,5 +45,4 @@ def end(control: Control, session: Session) -> None:
     settle(control, session.name, (STARTING, *SETTLED))
     control.terminate_session(session.name)
     control.end_agent(session.name, session.agent_pid)
-    folder = control.session_folder(session.name)
-    control.run(f'rm -rf -- "$(readlink -- {folder})" && rm -f -- {folder}')
+    control.remove_folder(session.name)

@@ -211,7 +211,7 @@ class Control:
         return replies.desktops(self._own_host("x2golistdesktops").lines)
 
     def servers(self) -> list[str]:
-        """The servers that have sessions of this user."""
+        """The servers that have sessions, of any user."""
         return [line for line in self.check("x2gogetservers").lines if line.strip()]
 
     # Sessions.
@@ -269,7 +269,8 @@ class Control:
                 break
             log.info("trying again: %s", result.words_of_failure)
             if dead := replies.SESSION_NAME.search(result.stderr):
-                self.terminate_session(dead[0].rstrip("."))
+                self.terminate_session(dead[0])
+                self.remove_folder(dead[0])
         words = result.words_of_failure
         if result.status == LIMIT_REACHED:
             raise SessionLimitReached(
@@ -304,6 +305,11 @@ class Control:
     def terminate_session(self, name: str) -> None:
         """Have a session terminated. The server says nothing about names it lacks."""
         self.run(commands.words("x2goterminate-session", name), AGENT_TIMEOUT_S)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove what a session that is over left of its folder."""
+        folder = shlex.quote(self.session_folder(name))
+        self.run(f'rm -rf -- "$(readlink -- {folder})" && rm -f -- {folder}')
 
     def end_agent(self, name: str, pid: int) -> None:
         """See that the agent of a session ends; kill it if it outlives its session."""
