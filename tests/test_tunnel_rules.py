@@ -185,7 +185,15 @@ def test_a_connection_on_which_nothing_moves_is_reset(
     assert "reason=idle" in caplog.text
 
 
-@pytest.mark.parametrize("side", ["visitor", "target"])
+@pytest.mark.parametrize(
+    ("backend", "side"),
+    [
+        ("engine", "visitor"),
+        ("engine", "target"),
+        ("pump", "visitor"),
+        ("python", "target"),
+    ],
+)
 def test_a_connection_on_which_something_moves_is_not_idle(
     sshd: Sshd, backend: str, side: str
 ) -> None:
@@ -202,9 +210,9 @@ def test_a_connection_on_which_something_moves_is_not_idle(
         open_tunnel(sshd, backend) as tunnel,
         Target(trickle if side == "target" else listen_to) as target,
     ):
-        listener = tunnel.listen(PORT_0, target.spec, idle_timeout_s=1)
+        listener = tunnel.listen(PORT_0, target.spec, idle_timeout_s=2)
         with visit(listener.port) as sock:
-            until = time.monotonic() + 2.5
+            until = time.monotonic() + 3
             while time.monotonic() < until:
                 if side == "visitor":
                     sock.sendall(b"x")

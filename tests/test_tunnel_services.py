@@ -159,6 +159,16 @@ def test_pausing_a_socks_listener_ends_its_targets_connections(tunnel: Tunnel) -
             assert ended.wait(TIMEOUT_S)
 
 
+def test_socks_needs_no_compiled_module(
+    sshd: Sshd, page: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "rtunnel._pump", None)
+    with open_tunnel(sshd, "python") as tunnel:
+        proxy = f"127.0.0.1:{tunnel.listen(PORT_0, 'socks').port}"
+        answer = curl("--socks5-hostname", proxy, f"http://localhost:{page.port}/")
+        assert answer.body == b"a page\n", answer.errors
+
+
 # Folders.
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from rtunnel.pump import Pair, PairEnd, Reactor
+from rtunnel.pump import PairEnd, PairLike, ReactorLike, implementation
 from rtunnel.tunnel.dialler import Dialler
 from rtunnel.tunnel.idle import IdleWatch
 
@@ -194,14 +194,14 @@ class PairThread:
     def __init__(self) -> None:
         # Protected by _lock.
         self._lock = threading.Lock()
-        self._reactor: Reactor | None = None
+        self._reactor: ReactorLike | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
         self._live = 0
 
     def join_sockets(
         self, a: socket.socket, b: socket.socket, on_end: Callable[[PairEnd], None]
-    ) -> Pair | None:
+    ) -> PairLike | None:
         """Relay between two sockets, owned from here on; None (closed) after `close`.
 
         `on_end` is called once, on the reactor's thread. Never blocks, any thread.
@@ -221,7 +221,7 @@ class PairThread:
                 b.close()
                 return None
             if self._reactor is None:
-                self._reactor = Reactor()
+                self._reactor = _make_reactor()
                 self._thread = threading.Thread(
                     target=self._reactor.run, name="rtunnel-pairs", daemon=True
                 )
@@ -246,3 +246,10 @@ class PairThread:
     def _end(self) -> None:
         if self._reactor is not None:
             self._reactor.close()
+
+
+def _make_reactor() -> ReactorLike:
+    try:
+        return implementation("pump").Reactor()
+    except ImportError:  # as backend="auto": the reference, where nothing is compiled
+        return implementation("python").Reactor()
