@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,8 +29,10 @@ log = logging.getLogger("rtunnel.supervisor")
 TELL_S: Final = 1.0
 # So often within the time that the watchdog gives.
 BEATS: Final = 3
-# Until every server was tried.
+# How often it is looked whether every server was tried, and the end of that: below
+# the 90 s that systemd gives a service (DefaultTimeoutStartSec).
 STARTING_S: Final = 0.1
+STARTED_S: Final = 45.0
 
 
 @click.command(
@@ -119,8 +122,11 @@ def _keep(
             beat_s = TELL_S
             if notifier.watchdog_s is not None:
                 beat_s = min(beat_s, notifier.watchdog_s / BEATS)
+            limit_s = time.monotonic() + STARTED_S
             while not supervisor.wait_settled(STARTING_S):
                 notifier.alive()
+                if time.monotonic() > limit_s:
+                    break  # before systemd takes it for a service that hangs
             said = supervisor.summary()
             log.info("running: %s", said)
             notifier.ready(said)

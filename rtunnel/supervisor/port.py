@@ -81,6 +81,7 @@ class Port:
         self._last_error: str | None = None
         self._config = config
         self._check: Check | None = None
+        self._checks_so_far = 0
         self._check_as(config)
 
     @property
@@ -136,9 +137,10 @@ class Port:
                 diagnose=diagnose,
                 **self.config.listen_options,
             )
-        except (ForwardRefused, ConfigError, ValueError) as error:
+        except (ForwardRefused, ConfigError, TypeError, ValueError) as error:
             # The others on this connection have nothing to do with it.
-            self._refused(error if diagnose else None, pace)
+            taken = not diagnose and isinstance(error, ForwardRefused)
+            self._refused(None if taken else error, pace)
             return
         self._streak.end()
         with self._lock:
@@ -215,16 +217,31 @@ class Port:
         if self._check is not None:
             self._check.cancel()
             self._check = None
-        target = config.address
-        if config.health is not None and target is not None:
-            self._check = self._checks.start(target, config.health, self._on_health)
         with self._lock:
+            self._checks_so_far += 1
+            number = self._checks_so_far
             self._unwell = None
             if self._state is PortState.PAUSED:
                 self._resume()
+        target = config.address
+        if config.health is not None and target is not None:
+            self._check = self._checks.start(
+                target,
+                config.health,
+                lambda healthy, reason: self._on_health(number, healthy, reason),
+            )
 
-    def _on_health(self, healthy: bool, reason: str) -> None:
+    def _on_health(self, number: int, healthy: bool, reason: str) -> None:
         """The target came or went. On the thread of the checks."""
+        with self._lock:
+            if number != self._checks_so_far or self._state is PortState.CLOSED:
+                return  # the last word of a check that is over
+            self._unwell = None if healthy else reason
+            if self._state is PortState.PAUSED and healthy:
+                self._resume()
+            elif self._state is PortState.LISTENING and not healthy:
+                assert self._listener is not None
+                self._pause(self._listener)
         log.log(
             logging.INFO if healthy else logging.WARNING,
             "target is back: tunnel=%s target=%s reason=%s"
@@ -234,13 +251,6 @@ class Port:
             self._config.target,
             reason,
         )
-        with self._lock:
-            self._unwell = None if healthy else reason
-            if self._state is PortState.PAUSED and healthy:
-                self._resume()
-            elif self._state is PortState.LISTENING and not healthy:
-                assert self._listener is not None
-                self._pause(self._listener)
 
     # With the lock held.
 

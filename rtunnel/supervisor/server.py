@@ -141,7 +141,7 @@ class Server:
     @property
     def is_working(self) -> bool:
         """Whether its thread is there, as it should be."""
-        return self._thread.is_alive() or self._ending
+        return self._thread.ident is None or self._thread.is_alive() or self._ending
 
     @property
     def tunnel(self) -> Tunnel | None:

@@ -65,7 +65,9 @@ class Supervisor:
         # Called around each reload: before, and after with its outcome.
         self.on_reload: Callable[[], None] = lambda: None
         self.on_reloaded: Callable[[ConfigError | None], None] = lambda error: None
-        # Whoever changes what is kept up holds this, for as long as that takes.
+        # Whoever changes what is kept up holds this, for as long as that takes; with
+        # the first, from reading the file on, so that an older content never wins.
+        self._reloading = threading.Lock()
         self._applying = threading.Lock()
         # Protected by _lock; nothing is called while it is held.
         self._lock = threading.Lock()
@@ -159,17 +161,18 @@ class Supervisor:
         """
         if self._path is None:
             raise ConfigError("there is no file to read again: use apply()")
-        config = load(self._path)
-        if config == self._config:
-            log.info("nothing has changed: file=%s", self._path)
-        else:
-            self.apply(config)
-            log.info(
-                "taken over: file=%s servers=%d tunnels=%d",
-                self._path,
-                len(config.servers),
-                config.tunnel_count,
-            )
+        with self._reloading:
+            config = load(self._path)
+            if config == self._config:
+                log.info("nothing has changed: file=%s", self._path)
+            else:
+                self.apply(config)
+                log.info(
+                    "taken over: file=%s servers=%d tunnels=%d",
+                    self._path,
+                    len(config.servers),
+                    config.tunnel_count,
+                )
         self._hurry()
 
     def reload_soon(self) -> None:
@@ -207,7 +210,10 @@ class Supervisor:
         """Whether every thread is there that should be; for a watchdog."""
         with self._lock:
             servers = list(self._servers.values())
-        return self._ended.is_set() or all(server.is_working for server in servers)
+        if self._closing:
+            return True
+        reloads = self._reloader.ident is None or self._reloader.is_alive()
+        return reloads and all(server.is_working for server in servers)
 
     def wait_ready(self, timeout_s: float | None = None) -> bool:
         """Wait until all that should listen does; False after the time or the end."""
@@ -267,6 +273,8 @@ class Supervisor:
                 error = wrong
                 for line in str(wrong).splitlines():
                     log.error("not taken over: %s", line)
+            except Exception:
+                log.exception("not taken over: file=%s", self._path)
             self.on_reloaded(error)
             self._closes.wait(RELOAD_GAP_S)
 
