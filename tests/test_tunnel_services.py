@@ -14,6 +14,7 @@ import pytest
 
 from rtunnel import Tunnel
 from rtunnel.errors import ConfigError, InvalidAddress
+from rtunnel.tunnel import execute
 from tests.support.http import GOT_NOTHING, PROXY_ERROR, RECEIVE_ERROR, curl
 from tests.support.ports import free_port
 from tests.support.sshd import Sshd, wait_until
@@ -318,6 +319,19 @@ def test_a_command_ends_with_all_it_started_when_its_connection_is_reset(
         assert all(map(lives, pids))
         listener.pause()
         wait_until(lambda: not any(map(lives, pids)))
+
+
+def test_a_command_that_does_not_want_to_end_is_killed(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "KILL_AFTER_S", 0.1)
+    with open_tunnel(sshd, "engine") as tunnel:
+        spec = "exec:trap '' TERM; echo $$; while true; do sleep 0.05; done"
+        listener = tunnel.listen(PORT_0, spec)
+        with visit(listener.port) as sock, sock.makefile("rb") as stream:
+            pid = int(stream.readline())
+            listener.pause()
+            wait_until(lambda: not lives(pid))
 
 
 def test_no_command_is_left_when_the_tunnel_is_closed(sshd: Sshd, backend: str) -> None:
