@@ -182,7 +182,7 @@ def test_a_connection_on_which_nothing_moves_is_reset(
             assert read_end(sock) in (b"hello", None)
         assert ended.wait(TIMEOUT_S)
         wait_until(lambda: listener.stats().connections_open == 0)
-    assert "reason=idle" in caplog.text
+        wait_until(lambda: "reason=idle" in caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -312,5 +312,4 @@ def test_the_record_says_why_this_side_broke_a_connection_off(
             listener.pause()
             assert read_end(sock) in (b"", None)
         wait_until(lambda: listener.stats().connections_open == 0)
-        wait_until(lambda: "connection ended" in caplog.text)
-    assert "reason=paused" in caplog.text
+        wait_until(lambda: "reason=paused" in caplog.text)
