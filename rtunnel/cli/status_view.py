@@ -33,6 +33,10 @@ SAMPLES: Final = 20
 BARS: Final = "▁▂▃▄▅▆▇█"
 BARS_ASCII: Final = "_.-=#"
 
+# A terminal of so many columns has a place for all; the widths of all but the lines.
+WIDE_COLUMNS: Final = 132
+FIXED_COLUMNS: Final = 120
+
 _Key = tuple[int, str, str, int]  # process, connection, listener, and its number
 
 
@@ -40,6 +44,7 @@ class View:
     """Draws the same processes again and again, and remembers what they moved."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._bars = BARS if "utf" in console.encoding else BARS_ASCII
         self._arrow = "→" if "utf" in console.encoding else "->"
         self._moved: dict[_Key, _Moved] = {}
@@ -74,39 +79,52 @@ class View:
         from rich.table import Table
         from rich.text import Text
 
+        # What does not fit beside goes below: the error under the bind, the rate
+        # under the count; and there is no room for sparklines.
+        wide = self._console.width >= WIDE_COLUMNS
+        samples = min(SAMPLES, (self._console.width - FIXED_COLUMNS) // 2)
         table = Table(box=None, pad_edge=True, header_style="dim")
-        table.add_column(f"bind {self._arrow} target", overflow="fold")
+        table.add_column(f"bind {self._arrow} target", overflow="fold", min_width=16)
         table.add_column("state", no_wrap=True)
-        for name in ("open", "total", "in", "out", "stalled"):
+        for name in ("open/total", "in", "out", "stalled"):
             table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("last error", overflow="fold")
+        if wide:
+            table.add_column("last error", overflow="fold")
         for number, row in enumerate(connection.listeners):
             moved = self._note((pid, connection.name, row.name, number), row)
-            table.add_row(
-                Text(harmless(f"{row.bind} {self._arrow} {row.target}")),
+            place = Text(harmless(f"{row.bind} {self._arrow} {row.target}"))
+            error = Text(harmless(row.last_error or ""), "red")
+            if not wide and row.last_error:
+                place = Text("\n").join((place, error))
+            cells = [
+                place,
                 Text(
                     harmless(row.state),
                     "green" if row.state == LISTENING else "bold red",
                 ),
-                str(row.connections_open),
-                str(row.connections_total),
-                self._traffic(row.bytes_in, moved.rates_in),
-                self._traffic(row.bytes_out, moved.rates_out),
-                Text(str(row.stalled), "yellow") if row.stalled else "-",
-                Text(harmless(row.last_error or "-"), "red" if row.last_error else ""),
-            )
+                Text(f"{row.connections_open}/{row.connections_total}"),
+                self._traffic(row.bytes_in, moved.rates_in, samples if wide else 0),
+                self._traffic(row.bytes_out, moved.rates_out, samples if wide else 0),
+                Text(str(row.stalled), "yellow") if row.stalled else Text("-"),
+            ]
+            table.add_row(*cells, *([error] if wide else []))
         return table
 
-    def _traffic(self, total: int, rates: deque[float]) -> Text:
+    def _traffic(self, total: int, rates: deque[float], samples: int) -> Text:
+        """Return the count and the rate, beside each other with a line of `samples`."""
         from rich.text import Text
 
         if not rates:
             return Text(size(total))
-        most = max(1.0, *rates)
+        rate = f"{size(rates[-1])}/s"
+        if not samples:
+            return Text.assemble(size(total), "\n", (rate, "dim"))
+        shown = list(rates)[-samples:]
+        most = max(1.0, *shown)
         last = len(self._bars) - 1
-        line = "".join(self._bars[round(rate / most * last)] for rate in rates)
+        line = "".join(self._bars[round(each / most * last)] for each in shown)
         return Text.assemble(
-            size(total), (f" {size(rates[-1])}/s ", "dim"), (line, "cyan")
+            size(total), (f" {rate} ", "dim"), (line.rjust(samples), "cyan")
         )
 
     def _note(self, key: _Key, row: ListenerRow) -> _Moved:
