@@ -35,6 +35,7 @@ from tests.support.tunnels import (
     echo,
     noise,
     read_all,
+    read_end,
     read_exactly,
     say,
     visit,
@@ -114,6 +115,25 @@ def test_a_configuration_of_code_is_kept_as_one_of_a_file(
         assert ask(other.listen.port) == b"hello"
         with pytest.raises(ConfigError, match="no file"):
             supervisor.reload()
+
+
+def test_the_rules_and_services_of_the_file_are_those_of_the_listeners(
+    sshd: Sshd, file: TomlFile, target: Target, tmp_path: Path
+) -> None:
+    denied, folder = free_port(), free_port()
+    (tmp_path / "page.txt").write_text("a page")
+    named = {
+        "denied": {"listen": denied, "to": target.spec, "deny": ["127.0.0.0/8", "::1"]},
+        "folder": {"listen": folder, "to": f"folder:{tmp_path}"},
+    }
+    with Supervisor(write(file, sshd, named)) as supervisor:
+        wait_ready(supervisor)
+        with visit(denied) as sock:
+            assert not read_end(sock)
+        wait_until(lambda: row(supervisor, "denied").refused == 1)
+        with visit(folder) as sock:
+            sock.sendall(b"GET /page.txt HTTP/1.0\r\n\r\n")
+            assert read_all(sock).endswith(b"a page")
 
 
 def test_a_function_may_serve_the_visitors_of_a_tunnel_of_code(sshd: Sshd) -> None:
