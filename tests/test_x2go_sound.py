@@ -104,6 +104,17 @@ def test_a_pulseaudio_without_a_port_plays_and_records_by_its_socket(
     sound.stop()
 
 
+def test_programs_reach_pulseaudio_on_every_backend(
+    backend: str, sshd: Sshd, pulse: Pulse, tmp_path: Path
+) -> None:
+    with open_tunnel(sshd, backend) as tunnel:
+        session = make_session(tmp_path, tunnel)
+        sound = Sound(server=f"127.0.0.1:{pulse.port}", cookie=pulse.cookie)
+        sound.start(session)
+        assert reaches_pulse(sound, tmp_path)
+        sound.stop()
+
+
 def test_cookie_and_configuration_are_on_the_server_while_it_runs(
     pulse: Pulse, session: Session
 ) -> None:
