@@ -30,10 +30,19 @@ class Running(Command):
             "gateway", "--listen", "127.0.0.1:0", *arguments, **environment
         )
         self.said: dict[str, str] = {}
-        for start in ("gateway on ", "host key ", "who may log in: ", "to try it: "):
-            line = self.line()
-            assert line.startswith(start), f"{line!r}, {self.errors()}"
-            self.said[start.strip()] = line.removeprefix(start)
+        try:
+            for start in (
+                "gateway on ",
+                "host key ",
+                "who may log in: ",
+                "to try it: ",
+            ):
+                line = self.line()
+                assert line.startswith(start), f"{line!r}, {self.errors()}"
+                self.said[start.strip()] = line.removeprefix(start)
+        except BaseException:
+            self.__exit__()
+            raise
 
     @property
     def gateway_port(self) -> int:

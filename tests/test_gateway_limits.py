@@ -274,11 +274,20 @@ def test_no_penalty_is_longer_than_the_longest() -> None:
 def test_networks_are_penalised_as_one_and_some_never_are() -> None:
     exempt = parse_networks(["10.0.0.0/8"])
     penalties, _ = box(prefix_ipv6=64, exempt=exempt)
+    penalties.penalise("127.0.0.1", Failure.GRACE_EXCEEDED)
+    assert penalties.refuses("127.0.0.1")
     penalties.penalise("10.1.2.3", Failure.GRACE_EXCEEDED)
     assert not penalties.refuses("10.1.2.3")
     penalties.penalise("2001:db8::1", Failure.GRACE_EXCEEDED)
     assert penalties.refuses("2001:db8::2")
     assert not penalties.refuses("2001:db8:0:1::1")
+
+
+def test_this_machine_is_not_penalised_unless_that_is_wanted() -> None:
+    penalties, _ = box()
+    for address in ("127.0.0.1", "::1", "127.1.2.3"):
+        penalties.penalise(address, Failure.GRACE_EXCEEDED)
+        assert not penalties.refuses(address)
 
 
 def test_the_memory_for_penalties_has_an_end_and_keeps_the_worst() -> None:
@@ -301,7 +310,7 @@ def test_who_cannot_log_in_again_and_again_is_refused_at_the_door(
     tmp_path: Path,
 ) -> None:
     stranger = Guest(tmp_path, "stranger")
-    penalties = Penalties(authfail_s=60.0, min_s=90.0)
+    penalties = Penalties(authfail_s=60.0, min_s=90.0, exempt=())
     with GatewayServer(tmp_path, penalties=penalties) as server:
         for _ in range(2):
             assert "Permission denied (publickey)" in fail_to_log_in(server, stranger)
@@ -310,7 +319,8 @@ def test_who_cannot_log_in_again_and_again_is_refused_at_the_door(
 
 
 def test_who_logs_in_is_never_penalised(tmp_path: Path) -> None:
-    penalties = Penalties(authfail_s=100.0, noauth_s=100.0, grace_exceeded_s=100.0)
+    seconds = {"authfail_s": 100.0, "noauth_s": 100.0, "grace_exceeded_s": 100.0}
+    penalties = Penalties(exempt=(), **seconds)
     with GatewayServer(tmp_path, penalties=penalties) as server:
         for _ in range(2):
             connect(server).close()

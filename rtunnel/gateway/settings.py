@@ -21,6 +21,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # A port, or the name of a socket in the folder for them.
 GroupPlace = int | str
 
+LOOPBACK_NETWORKS: Final = (
+    ipaddress.IPv4Network("127.0.0.0/8"),
+    ipaddress.IPv6Network("::1/128"),
+)
 # Below are the ports that only root may have (IPPORT_RESERVED), also if it is root
 # who runs the gateway: its clients are not.
 UNRESERVED_PORTS: Final = range(1024, LAST_PORT + 1)
@@ -165,8 +169,8 @@ class Penalties:
     # Who has one address of IPv6 has many: PerSourceNetBlockSize.
     prefix_ipv4: int = 32
     prefix_ipv6: int = 128
-    # Never refused.
-    exempt: tuple[Network, ...] = ()
+    # Never refused. On this machine all users have one address.
+    exempt: tuple[Network, ...] = LOOPBACK_NETWORKS
 
     def __post_init__(self) -> None:
         for name in (
