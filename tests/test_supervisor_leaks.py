@@ -1,4 +1,4 @@
-"""What comes and goes two hundred times leaves nothing behind."""
+"""What comes and goes again and again leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -165,4 +165,4 @@ def test_supervisors_that_are_closed_leave_nothing(
             if number % 4 == 0:
                 wait_ready(supervisor)
 
-    leaves_nothing(start_and_close, 100)
+    leaves_nothing(start_and_close, 60)
