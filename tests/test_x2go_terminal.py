@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,10 +14,16 @@ from typing import Any
 import pytest
 
 from rtunnel import Tunnel
+from rtunnel.errors import PortInUse
 from tests.support.x2go import PATIENCE_S, Display, X2goServer, wait_until
 from x2go_session import events
 from x2go_session.control import Control
-from x2go_session.errors import GraphicsError, NoSuchCommand, SessionStateError
+from x2go_session.errors import (
+    GraphicsError,
+    NoSuchCommand,
+    NoSuchSession,
+    SessionStateError,
+)
 from x2go_session.events import Event, Events
 from x2go_session.graphics import screen_size
 from x2go_session.options import SessionOptions
@@ -97,9 +104,16 @@ def test_an_application_is_seen_suspended_resumed_and_ended(
 
     # The server chooses another port where one is taken.
     before = session.ports
-    with x2go_tunnel.listen(("127.0.0.1", before.sound), to="127.0.0.1:9"):
+    with contextlib.ExitStack() as held:
+        taken = set()
+        for port in (before.sound, before.sharing):
+            # One that an old connection of the machine has is not seen by the server.
+            with contextlib.suppress(PortInUse):
+                where = ("127.0.0.1", port)
+                held.enter_context(x2go_tunnel.listen(where, to="127.0.0.1:9"))
+                taken.add(port)
         terminal.resume()
-    assert session.ports.sound != before.sound
+    assert not taken & {session.ports.sound, session.ports.sharing}
     wait(lambda: client.sees('"xclock"'))
     (resumed,) = client.heard(events.SessionResumed)
     assert resumed.ports["sound"] == session.ports.sound  # type: ignore[attr-defined]
@@ -215,6 +229,23 @@ def test_a_session_whose_nxproxy_dies_is_suspended_and_can_be_resumed(
     terminal.resume()
     wait(lambda: client.sees('"xclock"'))
     terminal.terminate()
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_session_is_over_when_its_agent_died(
+    control: Control, client: Client, suspended: bool
+) -> None:
+    terminal = client.terminal(control, **CLOCK)
+    session = terminal.start()
+    if suspended:
+        terminal.suspend()
+    os.kill(session.agent_pid, signal.SIGKILL)
+    if suspended:
+        with pytest.raises(NoSuchSession, match="is over"):
+            terminal.resume()
+    assert terminal.wait(PATIENCE_S)
+    assert terminal.state is State.TERMINATED
+    assert control.sessions() == []
 
 
 def test_a_session_outlives_its_connection(

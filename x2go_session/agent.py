@@ -23,13 +23,19 @@ OVER: Final = (TERMINATED, GONE)
 SETTLE_TIMEOUT_S: Final = 75.0
 
 
-def settle(control: Control, name: str, states: Collection[str] = SETTLED) -> str:
+def settle(
+    control: Control, session: Session, states: Collection[str] = SETTLED
+) -> str:
     """Wait until the agent of a session is in one of these states; return which.
 
-    Raises `ControlError` when that takes more than `SETTLE_TIMEOUT_S`.
+    One that died says for ever what it said last: it is GONE. Raises `ControlError`
+    when it takes more than `SETTLE_TIMEOUT_S`.
     """
+    name = session.name
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
     while (state := control.wait_state(name, states)) not in states:
+        if not control.has_agent(name, session.agent_pid):
+            return GONE
         if time.monotonic() > deadline:
             raise ControlError(
                 f"the agent of {name} is {state} still, after {SETTLE_TIMEOUT_S:.0f} s"
@@ -42,7 +48,7 @@ def end(control: Control, session: Session) -> None:
 
     An agent that is told to end while it suspends or resumes would survive.
     """
-    settle(control, session.name, (STARTING, *SETTLED))
+    settle(control, session, (STARTING, *SETTLED))
     control.terminate_session(session.name)
     control.end_agent(session.name, session.agent_pid)
     control.remove_folder(session.name)

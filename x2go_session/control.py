@@ -311,12 +311,15 @@ class Control:
         folder = shlex.quote(self.session_folder(name))
         self.run(f'rm -rf -- "$(readlink -- {folder})" && rm -f -- {folder}')
 
+    def has_agent(self, name: str, pid: int) -> bool:
+        """Whether the agent of a session is a process over there."""
+        return self.run(_agent_is_there(name, pid)).status == 0
+
     def end_agent(self, name: str, pid: int) -> None:
         """See that the agent of a session ends; kill it if it outlives its session."""
-        alive = f"tr '\\0' ' ' </proc/{pid}/cmdline | grep -q -- 'X2GO-{name} '"
         turns = int(AGENT_END_S / STATE_PAUSE_S)
         self.run(
-            f"there() {{ {alive}; }} 2>/dev/null; n=0; "
+            f"there() {{ {_agent_is_there(name, pid)}; }}; n=0; "
             f"while there && [ $n -lt {turns} ]; "
             f"do n=$((n+1)); sleep {STATE_PAUSE_S}; done; "
             f"there && kill {pid} && sleep 1 && there && kill -KILL {pid}",
@@ -346,6 +349,12 @@ class Control:
     def session_folder(self, session_name: str) -> str:
         """The folder of a session on the server, by the link in the home folder."""
         return f"{self.home}/.x2go/C-{session_name}"
+
+
+def _agent_is_there(name: str, pid: int) -> str:
+    """Return a test for sh(1); by its arguments, since numbers are given again."""
+    argument = shlex.quote(f"X2GO-{name} ")
+    return f"cat /proc/{pid}/cmdline 2>&1 | tr '\\0' ' ' | grep -q -- {argument}"
 
 
 def _between(

@@ -236,7 +236,7 @@ class Terminal:
             try:
                 self._control.suspend_session(session.name)
                 state = agent.settle(
-                    self._control, session.name, (agent.SUSPENDED, *agent.OVER)
+                    self._control, session, (agent.SUSPENDED, *agent.OVER)
                 )
             except NoSuchSession:
                 self._ended(by_us=False)
@@ -275,7 +275,7 @@ class Terminal:
         check_client(self._environment)
         self._fix_geometry()
         self._tell_progress(15, "waiting until it can be resumed")
-        agent.settle(self._control, session.name)
+        agent.settle(self._control, session)
         self._tell_progress(20, "resuming")
         ports = self._control.resume_session(session.name, self.options)
         session.use_ports(ports.graphics, ports.sound, ports.sharing)
@@ -364,12 +364,13 @@ class Terminal:
                 self._lose(error)
 
     def _find_fate(self) -> None:
-        name = self._name
+        name, pid = self._name, self.session.agent_pid
         deadline = time.monotonic() + FATE_TIMEOUT_S
         # The agent notices by itself that its nxproxy is gone, and suspends.
         while True:
             info = self._control.find_session(name)
-            if info is None or self._control.state(name) == agent.TERMINATED:
+            # The list goes on with an agent that died.
+            if info is None or not self._control.has_agent(name, pid):
                 self._ended(by_us=False)
                 return
             if info.is_suspended:
