@@ -69,6 +69,18 @@ def test_a_command_has_its_output_its_errors_and_its_status(
     assert (done.stdout, done.stderr, done.returncode) == (b"out\n", b"err\n", 7)
 
 
+@pytest.mark.parametrize("backend", ["engine", "pump"])
+def test_a_command_that_ends_at_once_is_answered_first(
+    server: GatewayServer, backend: str
+) -> None:
+    with connect(server, backend) as tunnel:
+        for _ in range(30):
+            channel = tunnel.transport.open_session()
+            channel.exec_command("exit 5")
+            assert channel.recv_exit_status() == 5
+            channel.close()
+
+
 @pytest.mark.parametrize("cipher", ["aes128-gcm@openssh.com", "aes128-ctr"])
 def test_bytes_go_through_a_command_unchanged(
     server: GatewayServer, cipher: str

@@ -67,6 +67,7 @@ class _Session:
     terminal: str | None = None
     master: int | None = None
     pid: int | None = None
+    begin: Callable[[], None] | None = None
     ended: bool = False
 
 
@@ -213,7 +214,23 @@ class Processes:
             log.error("cannot start a process: error=%s", error.strerror)
             return False
         log.info("started: user=%r pid=%d", self._login.user, session.pid)
-        stdin, stdout, stderr = pipes
+        # Not before the answer to the request has gone: it may end at once.
+        session.begin = partial(self._begin, session, *pipes)
+        return True
+
+    def answered(self, channel: object) -> None:
+        """A request on a channel was answered: what it has started may speak now."""
+        if not isinstance(channel, paramiko.Channel):
+            return
+        session = self._session(channel)
+        if session is not None and session.begin is not None:
+            begin, session.begin = session.begin, None
+            begin()
+
+    def _begin(
+        self, session: _Session, stdin: int, stdout: int, stderr: int | None
+    ) -> None:
+        channel = session.channel
         _thread("input", partial(self._feed, session, stdin))
         carriers = [_thread("output", partial(_carry, stdout, channel.sendall))]
         if stderr is not None:
@@ -225,7 +242,6 @@ class Processes:
             closed = self._closed
         if closed:
             self._hang_up(session)
-        return True
 
     def _see_end(self, session: _Session, carriers: list[threading.Thread]) -> None:
         """Wait for a process and its output; tell the client how it ended."""

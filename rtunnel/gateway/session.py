@@ -334,6 +334,7 @@ class Session:
         self._direct = DirectChannels(
             house.dialler, house.feeder, connection, self.login
         )
+        seams.after_channel_requests(self.transport, self._processes.answered)
         self._connection = connection
         reason = house.on_login(self)
         # Now the connection watches for the end, in the place of `_watch`.

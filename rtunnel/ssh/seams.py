@@ -124,6 +124,26 @@ def route_channel_messages(transport: AnyTransport, ours: type[Any]) -> None:
     )
 
 
+def after_channel_requests(
+    transport: AnyTransport, then: Callable[[Any], object]
+) -> None:
+    """Call `then` with a channel whenever paramiko has answered a request on it.
+
+    What is sent by then is behind the answer. On the transport's thread. To be called
+    behind `route_channel_messages`.
+    """
+    table = dict(transport._channel_handler_table)
+    original = table[MSG_CHANNEL_REQUEST]
+
+    def handle(channel: Any, message: Message) -> None:
+        try:
+            original(channel, message)
+        finally:
+            then(channel)
+
+    transport._channel_handler_table = table | {MSG_CHANNEL_REQUEST: handle}
+
+
 def register_channel(transport: AnyTransport, channel: MapEntry) -> int:
     """Take the next free channel number for `channel`, which the caller keeps alive.
 
