@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from rtunnel.cli.exit_status import ExitStatus
-from rtunnel.cli.run_command import run
+from rtunnel.cli.run_command import check_private, run
+from rtunnel.errors import ConfigError
 from tests.support.command import ROOT, Command
 from tests.support.ports import free_port, listens
 from tests.support.sshd import Sshd, wait_until
@@ -326,6 +327,18 @@ def test_the_status_is_on_the_socket_that_systemd_passes(
         finally:
             process.terminate()
             assert process.wait(PATIENCE_S) == ExitStatus.ENDED
+
+
+def test_the_status_is_told_to_this_machine_only() -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        check_private(sock)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.2", 0))
+        check_private(sock)
+    with socket.socket() as sock:
+        sock.bind(("0.0.0.0", 0))  # and does not listen
+        with pytest.raises(ConfigError, match=r"on 0\.0\.0\.0: .* ListenStream"):
+            check_private(sock)
 
 
 def fetch(place: str, path: str) -> str:

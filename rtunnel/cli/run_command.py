@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -164,6 +166,7 @@ def _told(supervisor: Supervisor, status_on: tuple[str, int] | None) -> Iterator
         if sock is not None:
             # Perhaps on the very port that the file names.
             status_on = None
+            check_private(sock)
             stack.enter_context(
                 StatusServer(source, ready_check=ready_check, sock=sock)
             )
@@ -172,3 +175,19 @@ def _told(supervisor: Supervisor, status_on: tuple[str, int] | None) -> Iterator
         if server is not None:
             log.info("the status is served: url=%s", server.url)
         yield
+
+
+def check_private(sock: socket.socket) -> None:
+    """See that only this machine reaches a socket: the status asks for no password.
+
+    Raises `ConfigError`, and closes the socket.
+    """
+    if sock.family == socket.AF_UNIX:
+        return
+    address = str(sock.getsockname()[0])
+    if not ipaddress.ip_address(address).is_loopback:
+        sock.close()
+        raise ConfigError(
+            f"the socket that systemd passed listens on {address}: the status is told "
+            "on loopback or a Unix socket only, see ListenStream of the socket unit"
+        )
