@@ -85,12 +85,15 @@ def channel(backend: str) -> Iterator[Channel]:
 def test_a_peer_within_its_window_gets_credit_for_what_was_read(
     channel: Channel,
 ) -> None:
-    packet = bytes(MAX_PACKET_BYTES)
-    for _ in range(4):
+    packet, count = bytes(MAX_PACKET_BYTES), 32
+    for _ in range(count):
         channel.data(packet)
-    read_exactly(channel.sock, 4 * MAX_PACKET_BYTES)
-    credit = channel.expect(seams.MSG_CHANNEL_WINDOW_ADJUST).u32()
-    assert credit == 4 * MAX_PACKET_BYTES
+    read_exactly(channel.sock, count * MAX_PACKET_BYTES)
+    # But for less than the next portion, a quarter of the window at most.
+    owed = count * MAX_PACKET_BYTES
+    while owed > RECEIVE_WINDOW_BYTES // 4:
+        owed -= channel.expect(seams.MSG_CHANNEL_WINDOW_ADJUST).u32()
+    assert owed >= 0
 
 
 def test_nothing_is_credited_that_nobody_has_read(channel: Channel) -> None:

@@ -145,7 +145,7 @@ class ServerProcess(OtherServer):
                 stderr=log,
                 start_new_session=True,
             )
-        wait_listening(self.port)
+        wait_listening(self.port, TIMEOUT_S)
 
     def stop(self) -> None:
         self._process.terminate()
