@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rtunnel.cli.exit_status import ExitStatus
-from tests.support.command import Command, open_arguments
+from tests.support.command import ROOT, Command, open_arguments
 from tests.support.http import PROXY_ERROR, curl
 from tests.support.sshd import Sshd, wait_until
 from tests.support.tunnels import (
@@ -27,10 +28,10 @@ from tests.support.tunnels import (
 
 
 @contextmanager
-def opened(sshd: Sshd, *arguments: str) -> Iterator[Command]:
+def opened(sshd: Sshd, *arguments: str, **environment: str) -> Iterator[Command]:
     """`rtunnel open` with what reaches the server, and these arguments."""
     flags = open_arguments(sshd, *arguments)
-    with Command(*flags, f"{sshd.user}@127.0.0.1") as command:
+    with Command(*flags, f"{sshd.user}@127.0.0.1", **environment) as command:
         yield command
 
 
@@ -120,6 +121,25 @@ def test_folders_and_commands_are_served(sshd: Sshd, tmp_path: Path) -> None:
         ]
         assert curl(f"http://127.0.0.1:{ports[0]}/page.txt").body == b"a page"
         assert talk(ports[1], b"hello\n") == b"OLLEH\n"
+
+
+APP = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"an application"})
+"""
+
+
+def test_an_application_is_served(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "served_app.py").write_text(APP)
+    path = f"{ROOT}:{tmp_path}"
+    with opened(sshd, "-R", "0:app:served_app:app", PYTHONPATH=path) as command:
+        url = f"http://127.0.0.1:{command.port()}/"
+        assert curl(url).body == b"an application"
+        command.send(signal.SIGTERM)
+        assert command.status() == ExitStatus.ENDED
+        assert command.errors() == ""
 
 
 def test_visitors_are_limited_by_flags(sshd: Sshd, target: Target) -> None:
