@@ -196,6 +196,27 @@ def test_a_client_takes_its_session_up_again_when_the_connection_was_lost(
         assert client.ended() == 0
 
 
+def test_a_client_that_is_told_to_end_while_it_starts_leaves_nothing(
+    shell: Shell,
+) -> None:
+    with shell.holding("start", "--command", "xclock") as client:
+
+        def begun() -> bool:
+            steps = [each.get("step") for each in client.events]
+            return "starting the agent" in steps
+
+        wait_until(begun, PATIENCE_S)
+        client.process.send_signal(signal.SIGTERM)
+        assert client.ended() == 0
+    assert shell.run("list").stdout == "no sessions\n"
+    wait_until(
+        lambda: (
+            not any("x2goagent" in each for each in shell.server.processes().values())
+        ),
+        PATIENCE_S,
+    )
+
+
 # What goes wrong.
 
 

@@ -21,6 +21,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ from x2go_session import agent, commands, events
 from x2go_session.control import Control
 from x2go_session.errors import (
     AccessDenied,
+    ControlError,
     GraphicsError,
     NoSuchCommand,
     NoSuchSession,
@@ -36,9 +38,9 @@ from x2go_session.errors import (
 )
 from x2go_session.graphics import Graphics, check_client, screen_size
 from x2go_session.options import SessionOptions
-from x2go_session.replies import SessionInfo
+from x2go_session.replies import SessionInfo, StartedAgent
 from x2go_session.services import Service, Services
-from x2go_session.session import Ports, Session, SessionType
+from x2go_session.session import Session, SessionType
 from x2go_session.states import OVER, Life, State
 
 log = logging.getLogger("x2go_session.terminal")
@@ -101,9 +103,7 @@ class Terminal:
         """
         terminal = cls(control, options, **more)  # type: ignore[arg-type]
         terminal._life = Life(State.SUSPENDED)
-        terminal._session = terminal._session_of(
-            info.name, info.display, info.cookie, info.agent_pid, info.ports
-        )
+        terminal._session = terminal._session_of(info)
         terminal._session.type = info.type
         return terminal
 
@@ -159,18 +159,7 @@ class Terminal:
         features = self._control.features()
         self._check_program()
         self._tell_progress(20, "starting the agent")
-        try:
-            started = self._control.start_agent(self.options)
-        except AccessDenied:
-            self.events.emit(events.DesktopSharingDenied(desktop=self.options.desktop))
-            raise
-        self._session = self._session_of(
-            started.name,
-            started.display,
-            started.cookie,
-            started.agent_pid,
-            started.ports,
-        )
+        self._session = self._start_agent()
         self._show()
         self._tell_progress(50, "starting services")
         self.services.start(self._session)
@@ -181,6 +170,22 @@ class Terminal:
         if line is not None:
             self._control.run(line)
         self._set_keyboard()
+
+    def _start_agent(self) -> Session:
+        with ThreadPoolExecutor(1, "x2go-start") as pool:
+            starting = pool.submit(self._control.start_agent, self.options)
+            try:
+                started = starting.result()
+            except AccessDenied:
+                denied = events.DesktopSharingDenied(desktop=self.options.desktop)
+                self.events.emit(denied)
+                raise
+            except BaseException:
+                # Told to end: what begins over there all the same has to be ended.
+                if starting.exception() is None:
+                    self._session = self._session_of(starting.result())
+                raise
+        return self._session_of(started)
 
     def _check_program(self) -> None:
         if self.options.type not in (SessionType.DESKTOP, SessionType.ROOTLESS):
@@ -241,7 +246,7 @@ class Terminal:
             except NoSuchSession:
                 self._ended(by_us=False)
                 raise
-            except RTunnelError as error:
+            except (X2GoError, RTunnelError) as error:
                 self._lose(error)
                 raise
             if state != agent.SUSPENDED:
@@ -313,7 +318,7 @@ class Terminal:
             self.services.stop()
             try:
                 agent.end(self._control, session)
-            except RTunnelError as error:
+            except (X2GoError, RTunnelError) as error:
                 self._lose(error)
                 raise
             self._hide(PROXY_TIMEOUT_S)
@@ -377,11 +382,14 @@ class Terminal:
                 self._life.enter(State.SUSPENDED)
                 self.events.emit(events.SessionSuspended(session=name, by_us=False))
                 return
-            if time.monotonic() > deadline:
-                # It runs, and not for us.
+            late_s = time.monotonic() - deadline
+            if late_s > 0 and self._control.state(name) == agent.RUNNING:
+                # Not for us, then.
                 self._life.enter(State.SUSPENDED)
                 self.events.emit(events.SessionTakenOver(session=name))
                 return
+            if late_s > agent.SETTLE_TIMEOUT_S:
+                raise ControlError(f"nobody knows what became of {name}")
             time.sleep(PAUSE_S)
 
     def _lose(self, error: Exception) -> None:
@@ -436,21 +444,19 @@ class Terminal:
             size = screen_size(self._environment)
             self.options = dataclasses.replace(self.options, geometry=size)
 
-    def _session_of(
-        self, name: str, display: int, cookie: str, agent_pid: int, ports: Ports
-    ) -> Session:
+    def _session_of(self, found: StartedAgent | SessionInfo) -> Session:
         return Session(
-            name=name,
+            name=found.name,
             type=self.options.type,
             command=self.options.command,
-            display=display,
-            cookie=cookie,
-            agent_pid=agent_pid,
-            ports=ports,
+            display=found.display,
+            cookie=found.cookie,
+            agent_pid=found.agent_pid,
+            ports=found.ports,
             control=self._control,
             events=self.events,
-            local_folder=self._root / f"S-{name}",
-            remote_folder=self._control.session_folder(name),
+            local_folder=self._root / f"S-{found.name}",
+            remote_folder=self._control.session_folder(found.name),
         )
 
     def _tell_progress(self, percent: int, step: str) -> None:
