@@ -19,7 +19,7 @@ from rtunnel.errors import ConfigError
 from rtunnel.supervisor import Config, ServerConfig, TunnelConfig
 from rtunnel.supervisor.server import HURRIED_GAP_S
 from tests.support.link import Link
-from tests.support.ports import free_port, listens
+from tests.support.ports import bound, free_port, listens
 from tests.support.sshd import Sshd, wait_until
 from tests.support.supervising import (
     PATIENCE_S,
@@ -153,13 +153,30 @@ def test_a_function_may_serve_the_visitors_of_a_tunnel_of_code(sshd: Sshd) -> No
         assert row(supervisor, "web").target.endswith("greet()")
 
 
-def test_a_port_that_the_server_chose_is_shown(
-    sshd: Sshd, file: TomlFile, target: Target
+def test_a_port_that_the_server_chose_is_shown_and_kept_if_it_can_be(
+    own_sshd: Sshd, file: TomlFile, target: Target
 ) -> None:
     named = {"any": {"listen": "127.0.0.1:0", "to": target.spec}}
-    with Supervisor(write(file, sshd, named)) as supervisor:
+    with Supervisor(write(file, own_sshd, named)) as supervisor:
         wait_ready(supervisor)
-        assert ask(int(row(supervisor, "any").bind.rpartition(":")[2])) == b"hello"
+        first = chosen_port(supervisor)
+        assert ask(first) == b"hello"
+        own_sshd.kill_sessions()
+        wait_reconnected(supervisor, 1)
+        assert chosen_port(supervisor) == first
+        assert ask(first) == b"hello"
+        own_sshd.stop()
+        wait_until(lambda: info(supervisor).state != "connected", PATIENCE_S)
+        wait_until(lambda: not bound(first), PATIENCE_S)
+        with socket.create_server(("127.0.0.1", first)):
+            own_sshd.start()
+            wait_reconnected(supervisor, 2)
+            assert chosen_port(supervisor) != first
+            assert ask(chosen_port(supervisor)) == b"hello"
+
+
+def chosen_port(supervisor: Supervisor) -> int:
+    return int(row(supervisor, "any").bind.rpartition(":")[2])
 
 
 def test_a_server_that_is_down_is_tried_until_it_is_up(

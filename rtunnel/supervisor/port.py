@@ -10,6 +10,7 @@ import time
 from enum import Enum
 from typing import Final
 
+from rtunnel.addresses import Bind, TcpBind
 from rtunnel.errors import ConfigError, ForwardRefused, ListenerClosed, PortInUse
 from rtunnel.stats import ListenerStats
 from rtunnel.status.model import ListenerRow, of_listener
@@ -72,6 +73,7 @@ class Port:
         # Only for the thread of the server.
         self._streak = Streak()
         self._due_s = 0.0
+        self._chosen_port = 0
         # Protected by _lock; what is called while it is held never blocks.
         self._lock = threading.Lock()
         self._state = PortState.WAITING
@@ -130,12 +132,8 @@ class Port:
             self._set_state(PortState.WAITING)
             self._let_go()
         try:
-            listener = tunnel.listen(
-                self.config.listen,
-                to=self.config.to,
-                name=self.name,
-                diagnose=diagnose,
-                **self.config.listen_options,
+            listener = self._listen_as_before(tunnel) or self._listen(
+                tunnel, self.config.listen, diagnose
             )
         except (ForwardRefused, ConfigError, TypeError, ValueError) as error:
             # The others on this connection have nothing to do with it.
@@ -143,12 +141,33 @@ class Port:
             self._refused(None if taken else error, pace)
             return
         self._streak.end()
+        self._chosen_port = listener.port
         with self._lock:
             self._listener = listener
             self._set_state(PortState.LISTENING)
             if self._unwell is not None:
                 self._pause(listener)
         log.info("listens: tunnel=%s forward=%s", self._label, listener)
+
+    def _listen(self, tunnel: Tunnel, bind: Bind, diagnose: bool) -> Listener:
+        return tunnel.listen(
+            bind,
+            to=self.config.to,
+            name=self.name,
+            diagnose=diagnose,
+            **self.config.listen_options,
+        )
+
+    def _listen_as_before(self, tunnel: Tunnel) -> Listener | None:
+        """Ask for the port that the server chose last, which visitors may know."""
+        bind = self.config.listen
+        if not (isinstance(bind, TcpBind) and bind.port == 0 and self._chosen_port):
+            return None
+        try:
+            again = TcpBind(bind.address, self._chosen_port)
+            return self._listen(tunnel, again, diagnose=False)
+        except ForwardRefused:
+            return None
 
     def _refused(self, error: Exception | None, pace: Pace) -> None:
         """Say when to ask again; None is for a port that is taken, as it was before."""
