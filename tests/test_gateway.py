@@ -196,8 +196,8 @@ def test_a_socket_path_in_the_folder_is_served_and_removed_at_the_end(
 ) -> None:
     path = server.user_key.parent / "app.sock"
     with Target(echo) as target:
-        with server.forward(target.port, str(path)):
-            wait_until(path.exists)
+        with server.forward(target.port, str(path), "-v") as ssh:
+            wait_until(lambda: "remote forward success" in ssh.said)
             assert path.stat().st_mode & 0o777 == 0o600
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(str(path))

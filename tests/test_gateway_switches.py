@@ -188,8 +188,9 @@ def test_the_clients_agent_can_be_asked(server: GatewayServer, tmp_path: Path) -
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until(sock.exists)
         environment = {**os.environ, "SSH_AUTH_SOCK": str(sock)}
+        # 2: no agent; 1: an agent without keys.
+        wait_until(lambda: subprocess.call(["ssh-add", "-l"], env=environment) == 1)
         subprocess.run(
             ["ssh-add", "-q", str(server.user_key)], env=environment, check=True
         )
