@@ -72,35 +72,37 @@ class Holder:
             }
             if listed is None:
                 terminal = Terminal(control, options, **more)
-                terminal.start()
             else:
                 info = find(control, listed)
                 terminal = Terminal.of_listed(control, info, options, **more)
-                terminal.resume()
             keeper = Keeper(terminal, lambda: connecting.connect(self._values))
             try:
-                return self._stay(terminal, keeper)
+                if listed is None:
+                    terminal.start()
+                else:
+                    terminal.resume()
+                self._stay(terminal, keeper)
+            except ToldToEnd:
+                keeper.stop()
+                self._leave(terminal)
             finally:
                 keeper.close()
+        lost = terminal.state is State.LOST
+        return ExitStatus.CONNECTION_LOST if lost else ExitStatus.ENDED
 
-    def _stay(self, terminal: Terminal, keeper: Keeper) -> ExitStatus:
+    def _stay(self, terminal: Terminal, keeper: Keeper) -> None:
         door = LocalDoor(terminal.session.local_folder, self._handlers(terminal))
         try:
             if self._values["reconnect"]:
                 keeper.keep()
             else:
                 terminal.wait_for(State.LOST, *ENDS)
-        except ToldToEnd:
-            keeper.stop()
-            if terminal.state in (State.RUNNING, State.LOST):
-                self._leave(terminal)
         finally:
             door.close()
-        lost = terminal.state is State.LOST
-        return ExitStatus.CONNECTION_LOST if lost else ExitStatus.ENDED
 
     def _leave(self, terminal: Terminal) -> None:
-        if terminal.state is State.LOST:
+        """Do what --at-exit says, if the session runs: it may have ended as well."""
+        if terminal.state is not State.RUNNING:
             return
         if self._values["at_exit"] == "terminate":
             terminal.terminate()
