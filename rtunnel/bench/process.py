@@ -55,6 +55,7 @@ class Child:
         assert self._process.stdout is not None
         # Closes the pipe by killing, since a read of it cannot be given a limit.
         limit = threading.Timer(timeout_s, self._process.kill)
+        limit.daemon = True  # an interrupt may come before the `try`
         limit.start()
         try:
             line = self._process.stdout.readline()
