@@ -28,8 +28,9 @@ from x2go_session.session import Session
 log = logging.getLogger("x2go_session.graphics")
 
 LOOPBACK: Final = "127.0.0.1"
-# The agent listens when its session is announced, or a moment later.
-OPEN_ATTEMPTS: Final = 20
+# The agent listens when its session is announced, or later on a busy server. nxproxy
+# does not come again when its connection is closed, so it waits with us.
+OPEN_TIMEOUT_S: Final = 60.0
 OPEN_PAUSE_S: Final = 0.4
 # nxproxy may have windows to close, and takes SIGTERM as the wish to end.
 END_TIMEOUT_S: Final = 5.0
@@ -106,7 +107,8 @@ class GraphicsForward:
                     self._on_failure(str(error))
 
     def _open(self, conn: socket.socket) -> None:
-        for attempt in range(1, OPEN_ATTEMPTS + 1):
+        deadline = time.monotonic() + OPEN_TIMEOUT_S
+        while True:
             # What is opened belongs to the pump, and so does the socket; one that was
             # refused is closed with it.
             ours = conn.dup()
@@ -114,7 +116,8 @@ class GraphicsForward:
                 self._tunnel.connection.open_tcp(LOOPBACK, self._target_port, ours)
             except ChannelOpenError as error:
                 ours.close()
-                if attempt == OPEN_ATTEMPTS or self._closed.wait(OPEN_PAUSE_S):
+                late = time.monotonic() > deadline
+                if late or self._closed.wait(OPEN_PAUSE_S):
                     raise
                 log.debug("not yet: port=%d error=%s", self._target_port, error)
             else:
