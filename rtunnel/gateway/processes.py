@@ -246,9 +246,11 @@ class Processes:
     def _see_end(self, session: _Session, carriers: list[threading.Thread]) -> None:
         """Wait for a process and its output; tell the client how it ended."""
         assert session.pid is not None
-        _, status = os.waitpid(session.pid, 0)
+        # Until it is reaped, its number is no other process's.
+        os.waitid(os.P_PID, session.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
             session.ended = True
+        _, status = os.waitpid(session.pid, 0)
         for thread in carriers:
             thread.join()
         code = os.waitstatus_to_exitcode(status)

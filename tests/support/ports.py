@@ -13,6 +13,7 @@ def listens(port: int) -> bool:
     """Say whether something accepts connections at 127.0.0.1:port."""
     try:
         socket.create_connection(("127.0.0.1", port), 1.0).close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
+        # Reset: it was closed while this was in its queue.
         return False
     return True
