@@ -24,9 +24,10 @@ export PYTHON
 
 SOURCES := setup.py pyproject.toml $(wildcard src/pump/*)
 # What does not touch paramiko's own API need not run again on the oldest one.
-NOT_LOWEST := addresses bench cli cli_others config fairness forwards halfclose handlers \
-    hostkeys interop_* layers openssh_* package pump_* run_command scale style \
-    supervisor* window wire
+NOT_LOWEST := addresses aio bench cli cli_others cli_visitors config fairness forwards \
+    gateway_command gateway_config halfclose handlers hostkeys interop_* layers openssh_* \
+    package policy proxy_protocol pump_* run_command scale socks status* stream style \
+    supervisor* tunnel_rules tunnel_services window wire x2go_*
 # That the benchmarks run, not what they measure.
 SMOKE := bulk latency --quick
 # The text of a dependency group, for a pip that cannot read one (before 25.1).
