@@ -12,12 +12,15 @@ import sys
 import threading
 from pathlib import Path
 
+from rtunnel.bench.load import MOST_HELD
 from rtunnel.gateway import Gateway
+from rtunnel.gateway.settings import Rights
 
 
 def main(authorized_keys: Path) -> None:
     """Serve for ever."""
-    with Gateway(authorized_keys=[authorized_keys]) as gateway:
+    rights = Rights(channels_max=MOST_HELD)
+    with Gateway(authorized_keys=[authorized_keys], rights=rights) as gateway:
         known_hosts = gateway.known_hosts_line()
         print(json.dumps({"port": gateway.port, "known_hosts": known_hosts}))
         sys.stdout.flush()

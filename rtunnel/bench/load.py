@@ -38,6 +38,8 @@ BACKLOG: Final = 4096
 # A source address has so many ports towards one port of the server; then comes the
 # next: 127.0.0.1, 127.0.0.2, ...
 PORTS_PER_ADDRESS: Final = 20_000
+# More than `hold` ever holds.
+MOST_HELD: Final = 20_000
 # Visitors that come at once when many are to stay.
 HOLD_AT_ONCE: Final = 50
 COUNTER: Final = struct.Struct("Q")
