@@ -96,7 +96,10 @@ def test_all_services_come_back_after_suspensions_and_a_cut_and_leave_no_trace(
     shares = [tmp_path / "papers", tmp_path / "my pictures"]
     for share in shares:
         share.mkdir()
+    # What tests before this one left is theirs.
+    x2go_server.end_sessions()
     before, there = Held.now(), set(x2go_server.processes())
+    folders = set((x2go_server.home / ".x2go").glob("C-*"))
     client = Client(x2go_server, client_display, pulse, tmp_path / "client", shares)
     terminal = client.terminal
     keeper = Keeper(terminal, x2go_server.connect)
@@ -147,7 +150,7 @@ def test_all_services_come_back_after_suspensions_and_a_cut_and_leave_no_trace(
     ]
     # There: no process, folder, link or key.
     wait_until(lambda: set(x2go_server.processes()) <= there, PATIENCE_S)
-    assert list((x2go_server.home / ".x2go").glob("C-*")) == []
+    assert set((x2go_server.home / ".x2go").glob("C-*")) <= folders
     assert list((x2go_server.home / ".x2go" / "ssh").iterdir()) == []
     left = Path("/tmp") / f".x2go-{x2go_server.user}"
     assert [path for path in left.rglob("*") if not path.is_dir()] == []

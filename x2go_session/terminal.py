@@ -281,6 +281,8 @@ class Terminal:
         self._fix_geometry()
         self._tell_progress(15, "waiting until it can be resumed")
         agent.settle(self._control, session)
+        if not self._control.has_agent(session.name, session.agent_pid):
+            raise NoSuchSession(f"{session.name} is over: its agent is gone")
         self._tell_progress(20, "resuming")
         ports = self._control.resume_session(session.name, self.options)
         session.use_ports(ports.graphics, ports.sound, ports.sharing)
@@ -406,8 +408,9 @@ class Terminal:
         if not by_us:
             with contextlib.suppress(X2GoError, RTunnelError):
                 message = self._control.exit_message(session.name).strip()
-                # Rows of agents that aborted stay otherwise.
+                # Rows of agents that aborted stay otherwise, and their folders.
                 self._control.terminate_session(session.name)
+                self._control.remove_folder(session.name)
         shutil.rmtree(session.local_folder, ignore_errors=True)
         self._life.enter(State.TERMINATED)
         if message.startswith(NO_EXEC):
