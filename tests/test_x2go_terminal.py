@@ -74,6 +74,7 @@ def client(client_display: Display, tmp_path: Path) -> Client:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left(x2go_server: X2goServer) -> Iterator[None]:
+    x2go_server.end_sessions()
     yield
     x2go_server.end_sessions()
 

@@ -51,6 +51,8 @@ RUNNING_TIMEOUT_S: Final = 75.0
 # From the end of nxproxy until the server lists what became of the session: the agent
 # needs 4 s to notice, and as long again to suspend.
 FATE_TIMEOUT_S: Final = 20.0
+# An agent that has only just suspended may turn its nxproxy away, and suspends again.
+RESUME_ATTEMPTS: Final = 3
 PROXY_TIMEOUT_S: Final = 10.0
 PAUSE_S: Final = 0.3
 NO_EXEC: Final = "X2GORUNCOMMAND ERR NOEXEC:"
@@ -284,9 +286,19 @@ class Terminal:
         if not self._control.has_agent(session.name, session.agent_pid):
             raise NoSuchSession(f"{session.name} is over: its agent is gone")
         self._tell_progress(20, "resuming")
-        ports = self._control.resume_session(session.name, self.options)
-        session.use_ports(ports.graphics, ports.sound, ports.sharing)
-        self._show()
+        for attempt in range(1, RESUME_ATTEMPTS + 1):
+            ports = self._control.resume_session(session.name, self.options)
+            session.use_ports(ports.graphics, ports.sound, ports.sharing)
+            try:
+                self._show()
+            except GraphicsError as error:
+                if attempt == RESUME_ATTEMPTS:
+                    raise
+                log.info("again: name=%s error=%s", session.name, error)
+                self._hide()
+                agent.settle(self._control, session)
+            else:
+                break
         self._tell_progress(50, "starting services")
         self.services.start(session)
         self._set_keyboard()
@@ -325,15 +337,6 @@ class Terminal:
                 raise
             self._hide(PROXY_TIMEOUT_S)
             self._ended(by_us=True)
-
-    def leave(self) -> None:
-        """Let go of the session: it stays on the server, suspended, as far as it can.
-
-        For the end of a program. Does nothing for a session that is over or suspended.
-        """
-        with self._operation:
-            if self.state is State.RUNNING:
-                self.suspend()
 
     def run_published(self, exec_line: str) -> None:
         """Start an application in a PUBLISHED session: the command of an `Application`.

@@ -139,6 +139,8 @@ class X2goServer(Sshd):
                     f"DELETE FROM {table} WHERE session_id IN {own}", (self.user,)
                 )
             base.commit()
+        for link in (self.home / ".x2go").glob("C-*"):
+            link.unlink(missing_ok=True)
         for folder in (Path("/tmp"), Path("/tmp/.X11-unix")):
             for path in folder.iterdir():
                 with contextlib.suppress(FileNotFoundError):
