@@ -12,7 +12,7 @@ import pytest
 
 from rtunnel.cli.exit_status import ExitStatus
 from tests.support.command import ROOT, Command, open_arguments
-from tests.support.http import PROXY_ERROR, curl
+from tests.support.curl import PROXY_ERROR, curl
 from tests.support.sshd import Sshd, wait_until
 from tests.support.tunnels import (
     Target,

@@ -15,6 +15,7 @@ import pytest
 from rtunnel import Visitor
 from rtunnel.addresses import parse_target
 from rtunnel.errors import InvalidAddress
+from rtunnel.policy import Policy
 from rtunnel.tunnel.dialler import Dialler
 from rtunnel.tunnel.handlers import (
     AcceptQueue,
@@ -263,7 +264,7 @@ class AsyncService:
 def test_a_function_is_called_with_what_it_takes(
     workers: Workers, to: Any, kind: type, takes_visitor: bool, name: str | None
 ) -> None:
-    handler, called = make_handler(to, workers, 1.0, 1)
+    handler, called = make_handler(to, workers, Policy(), 1)
     assert type(handler) is kind
     assert handler._takes_visitor is takes_visitor  # type: ignore[attr-defined]
     assert name in (None, called)
@@ -275,14 +276,14 @@ def test_a_function_that_takes_something_else_is_refused_at_once(
     async def needs_four(a: int, b: int, c: int, d: int) -> None: ...
 
     with pytest.raises(TypeError, match=r"\(conn\) or with \(conn, visitor\)"):
-        make_handler(lambda: None, workers, 1.0, 1)
+        make_handler(lambda: None, workers, Policy(), 1)
     with pytest.raises(TypeError, match=r"\(reader, writer, visitor\)"):
-        make_handler(needs_four, workers, 1.0, 1)
+        make_handler(needs_four, workers, Policy(), 1)
 
 
 def test_a_target_is_dialled_and_nothing_means_accept(workers: Workers) -> None:
     for target in ("localhost:80", "unix:/run/app.sock", ("::1", 80)):
-        assert isinstance(make_handler(target, workers, 1.0, 1)[0], TargetHandler)
-    assert isinstance(make_handler(None, workers, 1.0, 1)[0], AcceptQueue)
+        assert isinstance(make_handler(target, workers, Policy(), 1)[0], TargetHandler)
+    assert isinstance(make_handler(None, workers, Policy(), 1)[0], AcceptQueue)
     with pytest.raises(InvalidAddress):
-        make_handler("not a target", workers, 1.0, 1)
+        make_handler("not a target", workers, Policy(), 1)

@@ -15,7 +15,7 @@ import pytest
 from rtunnel import Tunnel
 from rtunnel.errors import ConfigError, InvalidAddress
 from rtunnel.tunnel import execute
-from tests.support.http import GOT_NOTHING, PROXY_ERROR, RECEIVE_ERROR, curl
+from tests.support.curl import GOT_NOTHING, PROXY_ERROR, RECEIVE_ERROR, curl
 from tests.support.ports import free_port
 from tests.support.sshd import Sshd, wait_until
 from tests.support.tunnels import (
