@@ -28,6 +28,8 @@ NOT_LOWEST := addresses aio bench cli cli_others cli_visitors config fairness fo
     gateway_command gateway_config halfclose handlers hostkeys interop_* layers openssh_* \
     package policy proxy_protocol pump_* run_command scale socks status* stream style \
     supervisor* tunnel_rules tunnel_services window wire x2go_*
+# The tests wait more than they work: two processes, a file on one of them.
+PARALLEL := -n 2 --dist loadgroup -p no:benchmark
 # That the benchmarks run, not what they measure.
 SMOKE := bulk latency --quick
 # The text of a dependency group, for a pip that cannot read one (before 25.1).
@@ -79,11 +81,11 @@ ctest: | system-test ## the C files alone, under ASan and UBSan, then ThreadSani
 
 .PHONY: pytest
 pytest: $(VENV)/.dev | system-test ## the tests, on the newest paramiko
-	$(STEP) "tests, newest paramiko" $(BIN)/python -m pytest -q $(ARGS)
+	$(STEP) "tests, newest paramiko" $(BIN)/python -m pytest -q $(PARALLEL) $(ARGS)
 
 .PHONY: pytest-lowest
 pytest-lowest: $(LOWEST)/.dev | system-test ## the tests, on the oldest paramiko supported
-	$(STEP) "tests, paramiko $(LOWEST_PARAMIKO)" $(LOWEST)/bin/python -m pytest -q \
+	$(STEP) "tests, paramiko $(LOWEST_PARAMIKO)" $(LOWEST)/bin/python -m pytest -q $(PARALLEL) \
 	    $(patsubst %,--ignore-glob='*/test_%.py',$(NOT_LOWEST)) $(ARGS)
 
 .PHONY: bench
