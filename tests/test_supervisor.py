@@ -430,7 +430,12 @@ def test_a_port_that_moves_is_not_waited_for_as_one_that_is_taken(
 ) -> None:
     ports = [free_port() for _ in range(20)]
     slow = {"port_taken_first_s": 3600, "port_taken_max_s": 3600}
-    first = server_table(sshd, retry=slow, tunnels=tunnels(target, *ports))
+    # An address: for "localhost" sshd is content with the port on ::1 alone, while the
+    # other connection still has it on 127.0.0.1.
+    moving = {
+        f"t{port}": {"listen": f"127.0.0.1:{port}", "to": target.spec} for port in ports
+    }
+    first = server_table(sshd, retry=slow, tunnels=moving)
     second = server_table(sshd, retry=slow)
     file.write(a=first, b=second)
     with Supervisor(file.path, watch=False) as supervisor:
