@@ -11,7 +11,7 @@ import difflib
 import logging
 import socket
 import threading
-from typing import Any, Unpack
+from typing import Any, Final, Unpack
 
 import paramiko
 
@@ -27,6 +27,8 @@ from rtunnel.ssh.options import ConnectOptions, HostConfig, Options
 from rtunnel.ssh.transport import Transport
 
 log = logging.getLogger(__name__)
+
+PARAMIKO_LATER_S: Final = 5.0
 
 
 def open_transport(
@@ -124,8 +126,9 @@ def _set_algorithms(
 def _agree_on_keys(transport: Transport, config: HostConfig) -> None:
     """Exchange version lines and keys (RFC 4253, sections 4.2 and 7)."""
     where = f"{config.host} port {config.port}"
-    transport.banner_timeout = config.connect_timeout_s
-    transport.handshake_timeout = config.connect_timeout_s
+    # Ours ends first: paramiko's would read as a server that is none.
+    transport.banner_timeout = config.connect_timeout_s + PARAMIKO_LATER_S
+    transport.handshake_timeout = config.connect_timeout_s + PARAMIKO_LATER_S
     # start_client() without an event returns at its time limit as if all were well.
     done = threading.Event()
     transport.start_client(event=done)
