@@ -42,7 +42,12 @@ def run(*command: str | Path, cwd: Path | None = None, **variables: str) -> str:
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sdist of this checkout, and the wheel that was built from that sdist."""
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    # Of a copy: the build makes files beside the sources, where other tests look.
+    checkout = folder / "checkout"
+    ignored = shutil.ignore_patterns(".*", "build", "*.so", "*.egg-info", "rtunnel-*")
+    shutil.copytree(ROOT, checkout, ignore=ignored)
+    shutil.copytree(ROOT / ".ci", checkout / ".ci")
+    run(sys.executable, "-m", "build", "--outdir", folder, checkout)
     return folder
 
 
