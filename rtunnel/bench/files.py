@@ -27,7 +27,7 @@ def main(kind: type[paramiko.Transport], login: Login) -> None:
     transport.start_client()
     key = paramiko.Ed25519Key.from_private_key_file(str(login.user_key))
     transport.auth_publickey(login.user, key)
-    client = paramiko.SFTPClient.from_transport(transport)
+    client = transport.open_sftp_client()
     assert client is not None
     for line in sys.stdin:
         action, source, to = line.split()

@@ -18,6 +18,7 @@ from paramiko.message import Message
 
 # What the stubs of paramiko do not know is reached through this alias.
 AnyTransport = Any
+AnySftp = Any
 
 MSG_DISCONNECT: Final = 1
 MSG_GLOBAL_REQUEST: Final = 80
@@ -34,6 +35,12 @@ MSG_CHANNEL_CLOSE: Final = 97
 MSG_CHANNEL_REQUEST: Final = 98
 MSG_CHANNEL_SUCCESS: Final = 99
 MSG_CHANNEL_FAILURE: Final = 100
+
+# SFTP (draft-ietf-secsh-filexfer-02, section 3).
+SFTP_VERSION: Final = 3
+CMD_INIT: Final = 1
+CMD_VERSION: Final = 2
+CMD_EXTENDED: Final = 200
 
 Handler = Callable[[Message], None]
 ChannelHandler = Callable[[Any, Message], None]
@@ -67,6 +74,9 @@ CHANNEL_NAMES: Final = (
     "_unlink",
     "_wait_for_event",
 )
+
+SFTP_NAMES: Final = ("_convert_status", "_read_packet", "_request", "_send_packet")
+SFTP_ATTRIBUTES: Final = ("_expecting", "_lock", "request_number")
 
 
 class MapEntry(Protocol):
@@ -267,6 +277,70 @@ def request_on_channel(channel: Any, fields: bytes, wait: bool) -> None:
         channel._wait_for_event()
 
 
+class SftpTransfer(Protocol):
+    """What paramiko asks of an object that waits for replies of an SFTP server."""
+
+    def _async_response(self, kind: int, message: Message, number: int) -> None:
+        """Called with a reply that somebody else has read."""
+
+
+def agree_on_sftp_version(client: AnySftp) -> tuple[int, set[str]]:
+    """Say which version of SFTP is spoken; return the server's and its extensions.
+
+    (draft-ietf-secsh-filexfer-02, section 4)
+    """
+    hello = Message()
+    hello.add_int(SFTP_VERSION)
+    client._send_packet(CMD_INIT, hello)
+    kind, data = client._read_packet()
+    if kind != CMD_VERSION or len(data) < 4:
+        raise paramiko.SFTPError("Incompatible sftp protocol")
+    message = Message(data)
+    version = message.get_int()
+    extensions: set[str] = set()
+    while message.get_remainder():
+        extensions.add(message.get_binary().decode("utf-8", "replace"))
+        message.get_binary()
+    return version, extensions
+
+
+def request_of_sftp(client: AnySftp, name: str) -> tuple[int, Message]:
+    """Send an extended request without arguments; return type and text of the reply."""
+    reply: tuple[int, Message] = client._request(CMD_EXTENDED, name)
+    return reply
+
+
+def next_sftp_request(client: AnySftp, owner: SftpTransfer) -> int:
+    """Take the next number of a request, whose reply is for `owner`.
+
+    Its table is weak: the entry goes with the owner.
+    """
+    with client._lock:
+        number: int = client.request_number
+        client.request_number += 1
+        client._expecting[number] = owner
+    return number
+
+
+def forget_sftp_request(client: AnySftp, number: int) -> None:
+    """Have nobody wait for the reply to a request any more."""
+    with client._lock:
+        client._expecting.pop(number, None)
+
+
+def dispatch_sftp_reply(client: AnySftp, kind: int, number: int, body: bytes) -> None:
+    """Give a reply to whom paramiko would give it; drop it if that is nobody."""
+    with client._lock:
+        owner = client._expecting.pop(number, None)
+    if owner is not None and owner is not type(None):
+        owner._async_response(kind, Message(body), number)
+
+
+def check_sftp_status(client: AnySftp, message: Message) -> None:
+    """Raise what a status says: OSError, or EOFError at the end of a file."""
+    client._convert_status(message)
+
+
 def missing_names() -> Iterator[str]:
     """Yield each name above that this paramiko does not have."""
     for name in TRANSPORT_NAMES:
@@ -275,3 +349,6 @@ def missing_names() -> Iterator[str]:
     for name in CHANNEL_NAMES:
         if not hasattr(paramiko.Channel, name):
             yield f"Channel.{name}"
+    for name in SFTP_NAMES:
+        if not hasattr(paramiko.SFTPClient, name):
+            yield f"SFTPClient.{name}"

@@ -15,6 +15,7 @@ import paramiko
 
 from rtunnel.ssh.connection import Connection
 from rtunnel.ssh.engine_backend import EngineBackend, EngineRelay
+from rtunnel.ssh.sftp_client import SftpClient
 from rtunnel.wire import string
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class SftpChannel:
         # The hot ones without a call in between.
         self.send = sock.send
         self.sendall = sock.sendall
+        self.sendmsg = sock.sendmsg
         self.recv = sock.recv
         self.settimeout = sock.settimeout
         self.gettimeout = sock.gettimeout
@@ -98,7 +100,7 @@ def open_sftp_client(transport: Transport) -> paramiko.SFTPClient:
             relay.reset()
             raise paramiko.SSHException("the server refused to start SFTP")
         channel: Any = SftpChannel(transport, ours, relay)
-        return paramiko.SFTPClient(channel)
+        return SftpClient(channel)
     except BaseException:
         ours.close()
         raise

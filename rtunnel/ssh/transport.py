@@ -207,7 +207,11 @@ class Transport(paramiko.Transport):
         seams.request_on_channel(channel, string(kind) + boolean(wait) + payload, wait)
 
     def open_sftp_client(self) -> paramiko.SFTPClient:
-        """Open an SFTP session; its bytes are pumped where the engine runs."""
+        """Open an SFTP session.
+
+        Where the engine runs, its bytes are pumped, and `get` and `put` have many large
+        requests under way. Waits for the server. Raises SSHException if it has no SFTP.
+        """
         if not self.is_authenticated() or Connection.of(self).backend.name != "engine":
             return super().open_sftp_client()
         from rtunnel.ssh.sftp_channel import open_sftp_client
