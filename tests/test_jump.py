@@ -16,6 +16,7 @@ from rtunnel.errors import (
     HostUnreachable,
 )
 from rtunnel.ssh.connect import open_transport
+from rtunnel.ssh.options import ConnectOptions, Options
 from rtunnel.ssh.transport import Transport
 from tests.support.ports import free_port
 from tests.support.sshd import Sshd, wait_until
@@ -218,3 +219,46 @@ def test_a_socket_of_the_callers_is_not_used_for_hops(
     before = asks(servers[1])
     open_transport("inner", config_file=config, jump="middle", sock=sock).close()
     assert asks(servers[1]) == before
+
+
+def test_a_hop_has_options_of_its_own(servers: list[Sshd]) -> None:
+    inner, middle, outer = servers
+    middle.authorized_keys.write_text(
+        middle.authorized_keys.read_text()
+        + outer.user_key.with_suffix(".pub").read_text()
+    )
+    # Each key opens its own server only, but for the middle one.
+    options: ConnectOptions = {
+        "config_file": "none",
+        "identity_files": [inner.user_key],
+        "known_hosts": [server.known_hosts for server in servers],
+        "jump_options": {"identity_files": [outer.user_key], "user": outer.user},
+    }
+    hops = [f"127.0.0.1:{server.port}" for server in (outer, middle)]
+    destination = f"127.0.0.1:{inner.port}"
+    transport = open_transport(destination, jump=",".join(hops), **options)
+    assert output(transport, "echo through") == "through"
+    transport.close()
+
+
+def test_the_secrets_of_a_hop_are_not_shown(servers: list[Sshd]) -> None:
+    options = Options(jump_options={"password": "hunter2", "passphrase": "hunter2"})
+    assert "hunter2" not in repr(options)
+    hop = options.for_jump_host(None)
+    assert (hop.password, hop.passphrase) == ("hunter2", "hunter2")
+    assert "hunter2" not in repr(hop)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"pasword": "x"}, "did you mean password"),
+        ({"jump": "elsewhere"}, "jump_options has no option 'jump'"),
+        ({"sock": None}, "jump_options has no option 'sock'"),
+    ],
+)
+def test_an_option_that_a_hop_cannot_have_is_refused(
+    options: ConnectOptions, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        open_transport("inner", jump="middle", jump_options=options)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from x2go_session.errors import ServiceError
+from x2go_session.errors import ConfigFileError, ServiceError, X2GoError
+from x2go_session.profiles import PrintingFile
 from x2go_session.services.print_actions import (
     Dialog,
     PdfSave,
@@ -18,7 +19,6 @@ from x2go_session.services.print_actions import (
     print_action,
     printable_title,
 )
-from x2go_session.services.print_config import configured_action
 from x2go_session.services.print_queue import BadReadyFile, parse_ready
 
 # What x2goprint writes.
@@ -137,23 +137,77 @@ def test_actions_have_the_names_and_arguments_of_x2go(
 def test_the_file_of_x2go_clients_says_which_action_it_is(
     config: str | None, action: PrintAction, tmp_path: Path
 ) -> None:
-    (tmp_path / "own").mkdir()
     if config is not None:
-        (tmp_path / "own" / "printing").write_text(config)
-        (tmp_path / "printing").write_text("[General]\nshowdialog=1\n")
-    folders = [tmp_path / "own", *([tmp_path] if config is not None else [])]
-    assert configured_action(folders) == action
+        (tmp_path / "printing").write_text(config)
+    assert PrintingFile(tmp_path, system_folder=None).action == action
+
+
+def test_the_file_of_the_machine_says_what_the_users_own_does_not(
+    tmp_path: Path,
+) -> None:
+    own, system = tmp_path / "own", tmp_path / "system"
+    own.mkdir()
+    system.mkdir()
+    (system / "printing").write_text(
+        "[General]\nshowdialog=1\n[view]\ncommand=okular\n"
+    )
+    assert PrintingFile(own, system).action == Dialog()
+    (own / "printing").write_text("[General]\nshowdialog=0\n")
+    assert PrintingFile(own, system).action == PdfView("okular")
 
 
 @pytest.mark.parametrize(
-    "config", ["no section\n", "[General]\npdfview=perhaps\n", "[view]\n[view]\n"]
+    ("config", "place"),
+    [
+        ("no section\n", "printing:1: expected a section"),
+        (
+            "[General]\npdfview=perhaps\n",
+            r"printing:2, \[General\], pdfview: 'perhaps'",
+        ),
+        ("[view]\n[view]\n", r"printing:2, \[view\]: this section is there twice"),
+    ],
 )
-def test_a_file_that_makes_no_sense_is_an_error_that_names_it(
-    config: str, tmp_path: Path
+def test_a_file_that_makes_no_sense_is_an_error_that_names_the_line(
+    config: str, place: str, tmp_path: Path
 ) -> None:
     (tmp_path / "printing").write_text(config)
-    with pytest.raises(ServiceError, match=f"cannot understand {tmp_path}/printing"):
-        configured_action([tmp_path])
+    with pytest.raises(ConfigFileError, match=f"^{tmp_path}/{place}"):
+        PrintingFile(tmp_path, system_folder=None).action  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "action",
+    [Dialog(), PdfView("evince"), PdfSave("out"), Print("office"), PrintCommand("lp")],
+)
+def test_a_chosen_action_is_what_the_file_says_afterwards(
+    action: PrintAction, tmp_path: Path
+) -> None:
+    properties = {
+        "pdfview_cmd": "evince",
+        "save_to_folder": "out",
+        "printer": "office",
+        "print_cmd": "lp",
+    }
+    for before in ("DIALOG", "PRINTCMD"):
+        printing = PrintingFile(tmp_path, system_folder=None)
+        printing.choose(before)
+        printing.choose(action.name, **properties)
+        printing.write()
+        written = PrintingFile(tmp_path, system_folder=None)
+        assert (written.action, written.action_name) == (action, action.name)
+        assert written.get_property("printer") == "office"
+
+
+def test_an_action_or_property_that_there_is_not_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    printing = PrintingFile(tmp_path, system_folder=None)
+    with pytest.raises(X2GoError, match="use one of DIALOG, PDFVIEW, PDFSAVE"):
+        printing.choose("SHRED")
+    with pytest.raises(X2GoError, match="no print property 'paper': use one of pdfv"):
+        printing.choose("PRINT", paper="A4")
+    printing.write()
+    assert not printing.path.exists()
 
 
 def test_an_unknown_action_is_refused_with_those_that_there_are() -> None:

@@ -44,3 +44,44 @@ class SessionStateError(X2GoError):
 
 class ServiceError(X2GoError):
     """A service of the session (sound, sharing, printing ...) cannot run."""
+
+
+class NotSupported(X2GoError):
+    """X2Go knows what was asked for, and this package does not do it."""
+
+
+class ConfigFileError(X2GoError):
+    """A file of settings makes no sense, or cannot be read or written.
+
+    `path` is the file; `line`, `section` and `key` say where in it, as far as that can
+    be said (0 and "" otherwise). The file is left as it is.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: str,
+        line: int = 0,
+        section: str = "",
+        key: str = "",
+    ) -> None:
+        place = f"{path}:{line}" if line else path
+        if section:
+            place += f", [{section}]"
+        if key:
+            place += f", {key}"
+        super().__init__(f"{place}: {problem}")
+        self.problem = problem
+        self.path = path
+        self.line = line
+        self.section = section
+        self.key = key
+
+
+class ProfileError(X2GoError, ValueError):
+    """A profile cannot have this value or name, or is not there to be changed."""
+
+
+class NoSuchProfile(ProfileError):
+    """There is no profile with this id or name."""

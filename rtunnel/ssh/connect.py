@@ -11,6 +11,7 @@ import difflib
 import logging
 import socket
 import threading
+from collections.abc import Iterable, Set
 from typing import Any, Final, Unpack
 
 import paramiko
@@ -29,6 +30,9 @@ from rtunnel.ssh.transport import Transport
 log = logging.getLogger(__name__)
 
 PARAMIKO_LATER_S: Final = 5.0
+OPTION_NAMES: Final = frozenset(each.name for each in dataclasses.fields(Options))
+# How a hop is reached is said by `jump` alone.
+NOT_OF_A_HOP: Final = {"jump", "jump_options", "sock"}
 
 
 def open_transport(
@@ -55,13 +59,20 @@ def open_transport(
 
 
 def _options(options: dict[str, Any]) -> Options:
-    names = [field.name for field in dataclasses.fields(Options)]
+    _check_names("connect()", options, OPTION_NAMES)
+    if hop := options.get("jump_options"):
+        _check_names("jump_options", hop, OPTION_NAMES - NOT_OF_A_HOP)
+    return Options(**options)
+
+
+def _check_names(whose: str, options: Iterable[str], names: Set[str]) -> None:
     for name in options:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there is {names}"
-            raise ConfigError(f"connect() has no option {name!r}{hint}")
-    return Options(**options)
+            hint = (
+                f"; did you mean {near[0]}?" if near else f"; there is {sorted(names)}"
+            )
+            raise ConfigError(f"{whose} has no option {name!r}{hint}")
 
 
 def _connect(

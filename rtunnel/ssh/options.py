@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from rtunnel.addresses import Destination
 
@@ -67,6 +67,9 @@ class Options:
     keyboard-interactive requests, `host_key_prompt` decides on unknown host keys.
     They are called on the thread that connects, never on the transport's.
 
+    `jump_options` holds for the hosts of `jump` what is theirs alone: keys, secrets,
+    whatever of these options differs there.
+
     `sock` is a connected socket to use instead of dialling; from the call on it
     belongs to the connection.
     """
@@ -84,6 +87,7 @@ class Options:
     host_key_prompt: HostKeyPrompt | None = None
     config_file: PathLike | None = None
     jump: str | None = None
+    jump_options: ConnectOptions | None = field(default=None, repr=False)
     proxy_command: str | None = None
     connect_timeout_s: float | None = None
     keepalive_interval_s: float | None = None
@@ -101,9 +105,10 @@ class Options:
 
         As with ssh's `-J`: what describes this side does; what was said about the
         destination (user, port, keys, password, `-o`) does not. A secret that is
-        text is for the destination alone; a callable is told whom it is for.
+        text is for the destination alone; a callable is told whom it is for. Then
+        `jump_options` are what was said about these hosts.
         """
-        return Options(
+        common = Options(
             agent=self.agent,
             password=self.password if callable(self.password) else None,
             passphrase=self.passphrase,
@@ -114,9 +119,10 @@ class Options:
             connect_timeout_s=self.connect_timeout_s,
             keepalive_interval_s=self.keepalive_interval_s,
             keepalive_count_max=self.keepalive_count_max,
-            jump=jump,
             backend=self.backend,
         )
+        own: Mapping[str, Any] = dict(self.jump_options or {})
+        return replace(common, **own, jump=jump, jump_options=self.jump_options)
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -135,6 +141,7 @@ class ConnectOptions(TypedDict, total=False):
     host_key_prompt: HostKeyPrompt | None
     config_file: PathLike | None
     jump: str | None
+    jump_options: ConnectOptions | None
     proxy_command: str | None
     connect_timeout_s: float | None
     keepalive_interval_s: float | None
