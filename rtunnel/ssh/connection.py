@@ -74,6 +74,7 @@ class Connection:
     """The forwards, requests and channels of one transport. See `Connection.of`."""
 
     def __init__(self, transport: seams.AnyTransport, backend: str | None) -> None:
+        seams.require()
         # Read-only after construction.
         self.transport = transport
         self.backend: Backend

@@ -35,6 +35,7 @@ from paramiko.util import format_binary
 
 from rtunnel import _engine
 from rtunnel.errors import ConnectionLost, DisconnectCode, ProtocolError
+from rtunnel.ssh import seams
 from rtunnel.ssh.keepalive import Keepalive, Verdict
 
 MSG_DISCONNECT: Final = 1
@@ -149,70 +150,41 @@ class EnginePacketizer(Packetizer):
             self._engine.set_rekey_limits(self.rekey_bytes, self.rekey_packets)
         return self._engine
 
-    def set_outbound_cipher(
-        self,
-        block_engine: Any,
-        block_size: int,
-        mac_engine: Any,
-        mac_size: int,
-        mac_key: bytes | bytearray,
-        sdctr: bool = False,
-        etm: bool = False,
-        aead: bool = False,
-        iv_out: bytes | None = None,
-    ) -> None:
+    def set_outbound_cipher(self, *arguments: Any, **named: Any) -> None:
         """Seal with the staged key from here on, then send what was held."""
         key, self._seal_key = self._seal_key, None
         self._seal_keys += 1
         with self._send_lock:
-            if key is not None and iv_out is not None:
+            if key is not None:
                 engine = self._make_engine()
-                engine.set_seal_key(key, iv_out)
+                engine.set_seal_key(key, named["iv_out"])
                 if not self._seals:
                     engine.set_sequence_out(self._sequence_out)
                     self._seals = True
-                self._keys_changed(2)
             elif self._seals:
                 raise paramiko.SSHException("AES-GCM was dropped in a key exchange")
             else:
-                super().set_outbound_cipher(
-                    block_engine, block_size, mac_engine, mac_size, mac_key,
-                    sdctr, etm, aead, iv_out,
-                )  # fmt: skip
-                self._keys_changed(2)
+                super().set_outbound_cipher(*arguments, **named)
+            self._keys_changed(2)
             self._holding = False
             while self._held:
                 self._send(self._held.popleft())
 
-    def set_inbound_cipher(
-        self,
-        block_engine: Any,
-        block_size: int,
-        mac_engine: Any,
-        mac_size: int,
-        mac_key: bytes | bytearray,
-        etm: bool = False,
-        aead: bool = False,
-        iv_in: bytes | None = None,
-    ) -> None:
+    def set_inbound_cipher(self, *arguments: Any, **named: Any) -> None:
         """Open with the staged key from here on."""
         key, self._open_key = self._open_key, None
-        if key is not None and iv_in is not None:
+        if key is not None:
             engine = self._make_engine()
-            engine.set_open_key(key, iv_in)
+            engine.set_open_key(key, named["iv_in"])
             if not self._opens:
                 engine.set_sequence_in(self._sequence_in)
                 self._opens = True
                 self.status = EngineStatus(True, "AES-GCM both ways, no compression")
-            self._keys_changed(1)
         elif self._opens:
             raise paramiko.SSHException("AES-GCM was dropped in a key exchange")
         else:
-            super().set_inbound_cipher(
-                block_engine, block_size, mac_engine, mac_size, mac_key,
-                etm, aead, iv_in,
-            )  # fmt: skip
-            self._keys_changed(1)
+            super().set_inbound_cipher(*arguments, **named)
+        self._keys_changed(1)
 
     def _keys_changed(self, which: int) -> None:
         self._fresh_keys |= which
@@ -477,6 +449,9 @@ class EnginePacketizer(Packetizer):
 
 def why_no_engine(sock: Any) -> str | None:
     """Return why the engine cannot run on this socket here, or None if it can."""
+    misfit = seams.engine_misfit()
+    if misfit is not None:
+        return misfit
     if not sys.platform.startswith("linux"):
         return "the engine needs Linux (epoll)"
     if not isinstance(sock, socket.socket) or sock.type != socket.SOCK_STREAM:

@@ -4,17 +4,29 @@ The names exist, with the meaning given here, in paramiko 3.5.1 and 5.1.0; a tes
 checks each of them on every supported version. `packetizer_class` of the
 constructor and `_handler_table` ("for easier per-instance manipulation and subclass
 twiddling", says paramiko) are meant to be used; the others are not promised.
+
+So they are looked at before they are used. Where what the engine alone stands on is not
+as it was, it does not run, and a portable backend does (`engine_misfit`). Without what
+every backend stands on there is no connection, and the error says why (`require`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, Final, Protocol
 
 import paramiko
 from paramiko.message import Message
+from paramiko.packet import Packetizer
+
+from rtunnel.errors import BackendUnavailable
+
+log = logging.getLogger("rtunnel.ssh")
 
 # What the stubs of paramiko do not know is reached through this alias.
 AnyTransport = Any
@@ -352,3 +364,47 @@ def missing_names() -> Iterator[str]:
     for name in SFTP_NAMES:
         if not hasattr(paramiko.SFTPClient, name):
             yield f"SFTPClient.{name}"
+
+
+@cache
+def require() -> None:
+    """Raise BackendUnavailable where paramiko lacks what every backend stands on."""
+    missing = ", ".join(missing_names())
+    if missing:
+        raise BackendUnavailable(
+            f"paramiko {paramiko.__version__} has no {missing}, which rtunnel needs: "
+            "install a version that it supports (pip install 'paramiko>=3.5,<6')"
+        )
+
+
+_KEYS: Final = "block_engine block_size mac_engine mac_size mac_key"
+# What the engine replaces in paramiko, with the arguments that it is called with.
+ENGINE_CALLS: Final = (
+    (paramiko.Transport, "_get_engine", "name key iv operation aead"),
+    (Packetizer, "set_outbound_cipher", f"{_KEYS} sdctr etm aead iv_out"),
+    (Packetizer, "set_inbound_cipher", f"{_KEYS} etm aead iv_in"),
+    (Packetizer, "reset_seqno_out", ""),
+    (Packetizer, "reset_seqno_in", ""),
+    (Packetizer, "need_rekey", ""),
+    (Packetizer, "read_message", ""),
+    (Packetizer, "send_message", "data"),
+    (Packetizer, "_check_keepalive", ""),
+    (Packetizer, "_trigger_rekey", ""),
+)
+
+
+@cache
+def engine_misfit() -> str | None:
+    """Return why the engine does not fit into this paramiko, or None; log it once."""
+    for owner, name, arguments in ENGINE_CALLS:
+        call = getattr(owner, name, None)
+        if call is None:
+            what = "is gone"
+        elif [*inspect.signature(call).parameters][1:] != arguments.split():
+            what = "has other arguments"
+        else:
+            continue
+        reason = f"{owner.__name__}.{name} of paramiko {paramiko.__version__} {what}"
+        log.warning("the engine does not run, a portable backend does: %s", reason)
+        return reason
+    return None

@@ -126,18 +126,12 @@ class Transport(paramiko.Transport):
                 return f"the cipher {cipher} was agreed, not AES-GCM"
         return why_no_engine(self.sock)
 
-    def _get_engine(
-        self,
-        name: str,
-        key: bytes,
-        iv: bytes | None = None,
-        operation: Any = None,
-        aead: bool = False,
-    ) -> Any:
+    def _get_engine(self, *arguments: Any, **named: Any) -> Any:
         # The only place where paramiko shows the raw key.
         reason = None if self.packetizer.engine else self._why_no_engine()
         if reason is None:
-            self.packetizer.stage_key(key, sealing=operation is _stock._ENCRYPT)
+            sealing = named["operation"] is _stock._ENCRYPT
+            self.packetizer.stage_key(named["key"], sealing=sealing)
         else:
             self.packetizer.refuse_engine(reason)
             if self.backend_wish == "engine":
@@ -145,7 +139,7 @@ class Transport(paramiko.Transport):
                     f"the engine was asked for, and cannot run: {reason}; name no "
                     "backend (or `auto`) to let another one run"
                 )
-        return _stock._get_engine(self, name, key, iv, operation, aead)
+        return _stock._get_engine(self, *arguments, **named)
 
     # Sending.
 
