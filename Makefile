@@ -24,7 +24,7 @@ export PYTHON
 
 SOURCES := setup.py pyproject.toml $(wildcard src/pump/*)
 # What does not touch paramiko's own API need not run again on the oldest one.
-NOT_LOWEST := addresses aio bench cli cli_others cli_visitors config fairness forwards \
+NOT_LOWEST := addresses aio bench broker_* cli cli_others cli_visitors config fairness forwards \
     gateway_command gateway_config halfclose handlers hostkeys interop_* layers openssh_* \
     package policy profile* proxy_protocol pump_* run_command scale socks status* stream style \
     supervisor* tunnel_rules tunnel_services window wire x2go_*

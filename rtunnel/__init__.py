@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rtunnel import aio as aio
     from rtunnel import pump as pump
     from rtunnel import status as status
+    from rtunnel import toml_file as toml_file
     from rtunnel.addresses import Destination
     from rtunnel.ssh.command import CommandOutput as CommandOutput
     from rtunnel.ssh.command import put_file as put_file
@@ -58,7 +59,7 @@ _HOME: Final = {
     "put_file": "rtunnel.ssh.command",
     "run_command": "rtunnel.ssh.command",
 }
-_MODULES: Final = ("aio", "pump", "status")
+_MODULES: Final = ("aio", "pump", "status", "toml_file")
 
 __all__ = [
     "CommandOutput",
@@ -80,6 +81,7 @@ __all__ = [
     "put_file",
     "run_command",
     "status",
+    "toml_file",
 ]
 
 

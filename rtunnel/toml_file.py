@@ -11,7 +11,7 @@ import difflib
 import re
 import tomllib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar, Union, get_args, get_origin
 
@@ -67,12 +67,26 @@ def parse(data: bytes, schema: type[Schema], path: Path) -> Schema:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(_not_toml(text, str(error), path)) from None
+    return check(document, schema, path, lambda: lines_of(text))
+
+
+def check(
+    document: Mapping[str, Any],
+    schema: type[Schema],
+    path: Path,
+    lines: Callable[[], dict[Location, int]],
+) -> Schema:
+    """Check what was read from the file `path`, of whatever form.
+
+    `lines` is asked for the line of each key if there is something to complain about.
+    Raises `ConfigError`, as `read` does.
+    """
     try:
         return schema.model_validate(document, context={"folder": path.parent})
     except ValidationError as error:
-        lines = lines_of(text)
+        known = lines()
         found = [
-            (_line(lines, location), message)
+            (_line(known, location), message)
             for location, message in _mistakes(error, schema)
         ]
     texts = [f"{path}:{line}: {message}" for line, message in sorted(set(found))]

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from rtunnel import Tunnel
+from tests.support.postgres import (
+    postgres as postgres,
+)
 from tests.support.sshd import Sshd
 from tests.support.tunnels import BACKENDS, open_tunnel
 from tests.support.x2go import (

@@ -68,7 +68,7 @@ IMPURE = {
 COMPARED = {"rtunnel.bench.files", "rtunnel.bench.peers"}
 
 # What the session layer may use of the toolkit.
-PUBLIC_MODULES = {"rtunnel", "rtunnel.errors"}
+PUBLIC_MODULES = {"rtunnel", "rtunnel.errors", "rtunnel.toml_file"}
 
 
 def layer_of(module: str) -> str:

@@ -13,6 +13,7 @@ import click
 import rtunnel
 from rtunnel.errors import RTunnelError
 from x2go_session.cli import connecting, exit_status
+from x2go_session.cli.broker import broker
 from x2go_session.cli.doctor import Finding, look_here, look_there
 from x2go_session.cli.exit_status import ExitStatus
 from x2go_session.cli.flags import (
@@ -46,6 +47,9 @@ def cli() -> None:
 
     x2go-session VERB [ssh flags] [options] [user@]host [session]
     """
+
+
+cli.add_command(broker)
 
 
 def _command(

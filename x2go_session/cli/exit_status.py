@@ -7,6 +7,7 @@ from typing import Final
 
 from rtunnel import errors as tunnel
 from x2go_session import errors
+from x2go_session.broker.server.errors import LoginRefused
 
 
 class ExitStatus(IntEnum):
@@ -56,6 +57,7 @@ _STATUS_OF: Final[tuple[tuple[type[Exception], ExitStatus], ...]] = (
     (errors.NoSuchCommand, ExitStatus.NOT_INSTALLED),
     (errors.SessionLimitReached, ExitStatus.DENIED),
     (errors.AccessDenied, ExitStatus.DENIED),
+    (LoginRefused, ExitStatus.DENIED),
     (errors.NoSuchSession, ExitStatus.NO_SESSION),
     (errors.GraphicsError, ExitStatus.CLIENT),
     (errors.X2GoError, ExitStatus.SERVER),
