@@ -15,6 +15,9 @@ VENV := .venv
 # The oldest paramiko that is supported, beside the newest in $(VENV).
 LOWEST := .venv-lowest
 LOWEST_PARAMIKO := 3.5.1
+# The newest Python that is here, if it is newer than that of $(VENV).
+NEWEST := .venv-newest
+NEWEST_PYTHON = $(shell .ci/find-newest-python)
 BIN := $(VENV)/bin
 STEP := @.ci/step
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
@@ -28,6 +31,8 @@ NOT_LOWEST := addresses aio bench broker_* cli cli_others cli_visitors config fa
     gateway_command gateway_config halfclose handlers hostkeys interop_* layers openssh_* \
     package policy profile* proxy_protocol pump_* run_command scale socks status* stream style \
     supervisor* tunnel_rules tunnel_services window wire x2go_*
+# A new Python changes what is compiled, too.
+NOT_NEWEST := $(filter-out aio pump_% stream socks,$(NOT_LOWEST))
 # The tests wait more than they work: two processes, a file on one of them.
 PARALLEL := -n 2 --dist loadgroup -p no:benchmark
 # That the benchmarks run, not what they measure.
@@ -57,7 +62,7 @@ test: ## set everything up, then check everything: what CI runs
 	$(STEP) "make test" $(MAKE) checks
 
 .PHONY: checks
-checks: system-test lint typecheck ctest pytest pytest-lowest bench-smoke
+checks: system-test lint typecheck ctest pytest pytest-lowest pytest-newest bench-smoke
 
 # -- single steps ----------------------------------------------------------------------
 
@@ -88,6 +93,17 @@ pytest-lowest: $(LOWEST)/.dev | system-test ## the tests, on the oldest paramiko
 	$(STEP) "tests, paramiko $(LOWEST_PARAMIKO)" $(LOWEST)/bin/python -m pytest -q $(PARALLEL) \
 	    $(patsubst %,--ignore-glob='*/test_%.py',$(NOT_LOWEST)) $(ARGS)
 
+.PHONY: pytest-newest
+pytest-newest: | system-test ## the tests, on the newest Python that is here
+	@if [ -n "$(NEWEST_PYTHON)" ]; then $(MAKE) pytest-newest-here; else \
+	    printf '\n==> tests, newest Python: there is none newer than that of $(VENV)\n'; fi
+
+.PHONY: pytest-newest-here
+pytest-newest-here: $(NEWEST)/.dev | system-test
+	$(STEP) "tests, $$($(NEWEST)/bin/python --version)" \
+	    $(NEWEST)/bin/python -m pytest -q $(PARALLEL) \
+	    $(patsubst %,--ignore-glob='*/test_%.py',$(NOT_NEWEST)) $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev | system-test ## compare with ssh -R and others, on this machine
 	$(STEP) "benchmarks" $(BIN)/rtunnel bench $(ARGS)
@@ -106,7 +122,7 @@ format: $(VENV)/.dev ## let ruff put the layout right
 
 .PHONY: clean
 clean: ## remove everything that was made here
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info rtunnel/*.so
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) build dist *.egg-info rtunnel/*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -134,6 +150,12 @@ $(VENV)/.dev: $(VENV)/.built pyproject.toml
 	@$(BIN)/python -c '$(DEV_GROUP)' > $(VENV)/dev.txt
 	$(STEP) "tools for testing" sh -c \
 	    '$(BIN)/python $(PIP_INSTALL) -r $(VENV)/dev.txt && touch $@'
+
+$(NEWEST)/.dev: $(SOURCES)
+	@$(NEWEST_PYTHON) -c '$(DEV_GROUP)' > $(VENV)/newest.txt
+	$(STEP) "virtual environment $(NEWEST), $$($(NEWEST_PYTHON) --version)" sh -c \
+	    '$(NEWEST_PYTHON) -m venv --clear $(NEWEST) && \
+	    $(NEWEST)/bin/python $(PIP_INSTALL) --editable . -r $(VENV)/newest.txt && touch $@'
 
 # The same interpreter, so that the modules compiled for $(VENV) serve here too.
 $(LOWEST)/.dev: $(VENV)/.built pyproject.toml
