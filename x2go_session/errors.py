@@ -85,3 +85,23 @@ class ProfileError(X2GoError, ValueError):
 
 class NoSuchProfile(ProfileError):
     """There is no profile with this id or name."""
+
+
+class BrokerError(X2GoError):
+    """Something about a session broker; each kind has a class of its own."""
+
+
+class BrokerUnreachable(BrokerError):
+    """The broker cannot be reached, is not the one it should be, or did not answer."""
+
+
+class BrokerDenied(BrokerError):
+    """The broker does not let this user in, or not with this password or authid."""
+
+
+class BrokerAnswerError(BrokerError):
+    """The broker answered what cannot be understood, or what no broker should."""
+
+
+class NoServerAvailable(BrokerError):
+    """The broker has no server for this profile, or none that is up."""
