@@ -30,7 +30,7 @@ SOURCES := setup.py pyproject.toml $(wildcard src/pump/*)
 NOT_LOWEST := addresses aio bench broker_* cli cli_others cli_visitors config fairness forwards \
     gateway_command gateway_config halfclose handlers hostkeys interop_* layers openssh_* \
     package policy profile* proxy_protocol pump_* run_command scale socks status* stream style \
-    supervisor* tunnel_rules tunnel_services window wire x2go_*
+    supervisor* tunnel_rules tunnel_services window windows wire x2go_*
 # A new Python changes what is compiled, too.
 NOT_NEWEST := $(filter-out aio pump_% stream socks,$(NOT_LOWEST))
 # The tests wait more than they work: two processes, a file on one of them.

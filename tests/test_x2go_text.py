@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from tests.support.command import ROOT
 from x2go_session import commands, replies
-from x2go_session.applications import menus, read_applications
+from x2go_session.applications import (
+    Application,
+    menu,
+    read_applications,
+    user_language,
+)
 from x2go_session.cli import cli
 from x2go_session.errors import ControlError, NoSuchSession
 from x2go_session.events import Events
@@ -314,17 +319,83 @@ def test_an_application_has_names_icon_and_terminal() -> None:
 
 
 def test_few_applications_have_no_menus_and_many_do() -> None:
-    few = read_applications(ENTRY * 3)
-    assert list(menus(few)) == ["TOP"]
+    few = read_applications(ENTRY * 10)
+    assert {name: len(each) for name, each in menu(few).items()} == {"TOP": 10}
     many = read_applications(ENTRY * 11 + ENTRY.replace("Office;Utility", "Weird"))
-    assert {name: len(each) for name, each in menus(many).items()} == {
+    assert {name: len(each) for name, each in menu(many).items()} == {
         "Office": 11,
         "Other Applications": 1,
     }
+    assert list(menu(many, most_without=12)) == ["TOP"]
+    assert list(menu(many, most_without=-1)) == ["TOP"]
+    assert list(menu(few, most_without=0)) == ["Office"]
 
 
-def test_settings_are_no_applications() -> None:
-    assert menus(read_applications(ENTRY.replace("Office", "Settings"))) == {"TOP": []}
+@pytest.mark.parametrize(
+    ("categories", "folder"),
+    [
+        ("X2Go-Top;Office;", "TOP"),
+        ("AudioVideo;Player;", "Multimedia"),
+        ("Audio;", "Multimedia"),
+        ("Video;", "Multimedia"),
+        ("Development;", "Development"),
+        ("Education;", "Education"),
+        ("Game;", "Games"),
+        ("Graphics;", "Graphics"),
+        ("Network;WebBrowser;", "Internet"),
+        ("Office;", "Office"),
+        ("System;", "System"),
+        ("Utility;TextEditor;", "Utilities"),
+        # The order is that of the table, not that of the application.
+        ("Utility;Office;", "Office"),
+        ("Office;Settings;", "Office"),
+        ("System;Settings;", None),
+        ("X-Own;", "Other Applications"),
+        ("", "Other Applications"),
+    ],
+)
+def test_the_first_known_category_is_the_folder(
+    categories: str, folder: str | None
+) -> None:
+    (entry,) = read_applications(ENTRY.replace("Office;Utility;", categories))
+    assert entry.menu == folder
+    assert list(menu([entry], most_without=0)) == ([folder] if folder else [])
+
+
+def test_a_menu_is_in_the_users_language_and_order() -> None:
+    def application(name: str, german: str, comment: str = "") -> Application:
+        return Application(
+            name=name,
+            command=name.lower(),
+            comment=comment,
+            names={"de": german, "de_AT": f"{german} (AT)"},
+            comments={"de": "auf Deutsch"} if comment else {},
+        )
+
+    known = [
+        application("Overview", "\u00dcbersicht", "an overview"),
+        application("Clock", "Uhr"),
+        application("editor", "Umschreiber"),
+    ]
+
+    def names(language: str) -> list[str]:
+        return [entry.name for entry in menu(known, language)["TOP"]]
+
+    # Letters first, then their marks.
+    assert names("de_DE.UTF-8") == ["\u00dcbersicht", "Uhr", "Umschreiber"]
+    assert names("de_AT@euro")[1] == "Uhr (AT)"
+    for other in ("", "C", "fr_FR.UTF-8"):
+        assert names(other) == ["Clock", "editor", "Overview"]
+    clock, editor, overview = menu(known, "fr")["TOP"]
+    assert (overview.comment, clock.comment) == ("an overview", "Clock")
+    assert (editor.name, editor.command) == ("editor", "editor")
+    assert menu(known, "de")["TOP"][0].comment == "auf Deutsch"
+
+
+def test_the_language_is_what_the_environment_says() -> None:
+    assert user_language({"LANG": "de_DE.UTF-8"}) == "de_DE.UTF-8"
+    assert user_language({"LANG": "de", "LC_MESSAGES": "fr", "LC_ALL": ""}) == "fr"
+    assert user_language({}) == ""
 
 
 @given(st.text())

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-# Categories of freedesktop.org, and the folder of a start menu that each belongs to.
+TOP: Final = "TOP"
+OTHER_MENU: Final = "Other Applications"
+# Categories of freedesktop.org, and the folder of a start menu that each belongs to;
+# the first of this table that an application has is the one. None is not shown.
 MENU_OF: Final = {
-    "X2Go-Top": "TOP",
+    "X2Go-Top": TOP,
     "Audio": "Multimedia",
     "AudioVideo": "Multimedia",
     "Video": "Multimedia",
@@ -21,11 +26,10 @@ MENU_OF: Final = {
     "Graphics": "Graphics",
     "Network": "Internet",
     "Office": "Office",
+    "Settings": None,
     "System": "System",
     "Utility": "Utilities",
 }
-OTHER_MENU: Final = "Other Applications"
-NOT_SHOWN: Final = "Settings"
 # Up to this many are shown without menus.
 MOST_WITHOUT_MENUS: Final = 10
 TERMINAL: Final = "x-terminal-emulator"
@@ -49,15 +53,27 @@ class Application:
     @property
     def menu(self) -> str | None:
         """The menu that it belongs to; None: it is not shown."""
-        if NOT_SHOWN in self.categories:
-            return None
-        menus = (MENU_OF[name] for name in self.categories if name in MENU_OF)
+        menus = (menu for name, menu in MENU_OF.items() if name in self.categories)
         return next(menus, OTHER_MENU)
 
     def name_in(self, language: str) -> str:
-        """The name in a language ("de", "pt_BR"), or in none."""
-        short = language.partition("_")[0]
-        return self.names.get(language) or self.names.get(short) or self.name
+        """Return the name in a language ("de", "pt_BR.UTF-8"), or in none."""
+        return _in_language(self.names, language) or self.name
+
+    def comment_in(self, language: str) -> str:
+        """Return the comment in a language, or in none; the name if there is none."""
+        comment = _in_language(self.comments, language) or self.comment
+        return comment or self.name_in(language)
+
+
+@dataclass(frozen=True, slots=True)
+class MenuEntry:
+    """An application in a menu, in the language of the user."""
+
+    name: str
+    comment: str
+    command: str  # as `run_published` takes it
+    icon: bytes = field(default=b"", repr=False)
 
 
 def read_applications(text: str) -> list[Application]:
@@ -66,17 +82,53 @@ def read_applications(text: str) -> list[Application]:
     return [application for application in found if application is not None]
 
 
-def menus(
-    applications: Iterable[Application], most_without: int = MOST_WITHOUT_MENUS
-) -> dict[str, list[Application]]:
-    """Sort applications into menus; a few of them are all in one, "TOP"."""
+def menu(
+    applications: Iterable[Application],
+    language: str = "",
+    most_without: int = MOST_WITHOUT_MENUS,
+) -> dict[str, list[MenuEntry]]:
+    """Return the start menu: its folders, and in each the applications by name.
+
+    What belongs to no folder is in "TOP"; so is everything where there are no more than
+    `most_without` applications (less than 0: always). `language` is a locale's name
+    ("de_AT.UTF-8", as `user_language` returns it). Pure.
+    """
     shown = [each for each in applications if each.menu is not None]
-    if len(shown) <= most_without:
-        return {"TOP": shown}
-    sorted_in: dict[str, list[Application]] = {}
+    folders = len(shown) > most_without >= 0
+    found: dict[str, list[MenuEntry]] = {}
     for each in shown:
-        sorted_in.setdefault(each.menu or OTHER_MENU, []).append(each)
-    return sorted_in
+        entry = MenuEntry(
+            each.name_in(language), each.comment_in(language), each.command, each.icon
+        )
+        found.setdefault((folders and each.menu) or TOP, []).append(entry)
+    order = [*filter(None, MENU_OF.values()), OTHER_MENU]
+    return {
+        name: sorted(found[name], key=_sort_key)
+        for name in sorted(found, key=lambda name: (name == TOP, order.index(name)))
+    }
+
+
+def user_language(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the language of this user's programs, as a locale's name; "" for none."""
+    for variable in ("LC_ALL", "LC_MESSAGES", "LANG"):
+        if name := environment.get(variable):
+            return name
+    return ""
+
+
+def _in_language(texts: Mapping[str, str], locale: str) -> str | None:
+    """Return the text in a language: Desktop Entry Specification, localized values."""
+    name, _, modifier = locale.partition("@")
+    name = name.partition(".")[0]
+    language = name.partition("_")[0]
+    wanted = (f"{name}@{modifier}", name, f"{language}@{modifier}", language)
+    return next((texts[each] for each in wanted if texts.get(each)), None)
+
+
+def _sort_key(entry: MenuEntry) -> tuple[str, str]:
+    """Letters before their case and marks."""
+    parts = unicodedata.normalize("NFKD", entry.name.casefold())
+    return "".join(char for char in parts if not unicodedata.combining(char)), parts
 
 
 def _application(entry: str) -> Application | None:

@@ -47,7 +47,11 @@ def check_client(environment: Mapping[str, str] = os.environ) -> None:
             "there is no nxproxy here, which shows the session's windows: install the "
             "package nxproxy"
         )
-    display = environment.get("DISPLAY", "")
+    check_display(environment.get("DISPLAY", ""))
+
+
+def check_display(display: str) -> None:
+    """Say so if no X server is at a display of this side. Raises `GraphicsError`."""
     found = _DISPLAY.fullmatch(display)
     if not found:
         raise GraphicsError(
