@@ -15,12 +15,16 @@ VENV := .venv
 # The oldest paramiko that is supported, beside the newest in $(VENV).
 LOWEST := .venv-lowest
 LOWEST_PARAMIKO := 3.5.1
+# What is tested with, to the byte: each version with its hashes. `make lock` renews it.
+LOCK := .ci/requirements.txt
+LOWEST_LOCK := .ci/requirements-lowest.txt
 # The newest Python that is here, if it is newer than that of $(VENV).
 NEWEST := .venv-newest
 NEWEST_PYTHON = $(shell .ci/find-newest-python)
 BIN := $(VENV)/bin
 STEP := @.ci/step
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP_INSTALL) --require-hashes -r
 ARGS :=
 MINUTES := 1
 export PYTHON
@@ -33,15 +37,13 @@ NOT_LOWEST := addresses aio bench broker_* cli cli_others cli_visitors config fa
     supervisor* tunnel_rules tunnel_services window windows wire x2go_*
 # A new Python changes what is compiled, too.
 NOT_NEWEST := $(filter-out aio pump_% stream socks,$(NOT_LOWEST))
+# For every Python that is supported, and without a word of where it runs.
+UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+    --generate-hashes --no-annotate --no-header
 # The tests wait more than they work: two processes, a file on one of them.
 PARALLEL := -n 2 --dist loadgroup -p no:benchmark
 # That the benchmarks run, not what they measure.
 SMOKE := bulk latency --quick
-# The text of a dependency group, for a pip that cannot read one (before 25.1).
-GROUP := import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
-DEV_GROUP := $(GROUP)["dependency-groups"]["dev"], sep="\n")
-RUN_GROUP := $(GROUP)["project"]["dependencies"], sep="\n")
-
 # A virtual environment dies with the interpreter that it was made from.
 ifeq ($(shell test -e $(VENV)/.made && ! $(BIN)/python -c "" 2>/dev/null && echo 1),1)
     $(shell rm -f $(VENV)/.made)
@@ -116,6 +118,17 @@ bench-smoke: $(VENV)/.dev | system-test
 soak: $(VENV)/.dev | system-test ## break everything around `rtunnel run` for MINUTES=1
 	$(STEP) "soak" $(BIN)/python -m benchmarks.soak --minutes $(MINUTES) $(ARGS)
 
+.PHONY: lock
+lock: $(VENV)/.made ## renew the versions and hashes that are tested with
+	$(BIN)/python $(PIP_INSTALL) uv
+	$(UV_COMPILE) --group dev --all-extras pyproject.toml -o $(LOCK)
+	echo paramiko==$(LOWEST_PARAMIKO) | $(UV_COMPILE) --no-deps - -o $(LOWEST_LOCK)
+
+.PHONY: audit
+audit: $(VENV)/.dev ## look for known vulnerabilities of what is tested with
+	$(STEP) "audit of dependencies" $(BIN)/python -m pip_audit --strict --disable-pip \
+	    --require-hashes -r $(LOCK)
+
 .PHONY: format
 format: $(VENV)/.dev ## let ruff put the layout right
 	$(BIN)/ruff check --fix-only . && $(BIN)/ruff format .
@@ -146,22 +159,18 @@ $(VENV)/.built: $(VENV)/.made $(SOURCES)
 	$(STEP) "compile and install rtunnel" sh -c \
 	    '$(BIN)/python $(PIP_INSTALL) --editable . && touch $@'
 
-$(VENV)/.dev: $(VENV)/.built pyproject.toml
-	@$(BIN)/python -c '$(DEV_GROUP)' > $(VENV)/dev.txt
-	$(STEP) "tools for testing" sh -c \
-	    '$(BIN)/python $(PIP_INSTALL) -r $(VENV)/dev.txt && touch $@'
+$(VENV)/.dev: $(VENV)/.built $(LOCK)
+	$(STEP) "tools for testing" sh -c '$(BIN)/python $(LOCKED) $(LOCK) && touch $@'
 
-$(NEWEST)/.dev: $(SOURCES)
-	@$(NEWEST_PYTHON) -c '$(DEV_GROUP)' > $(VENV)/newest.txt
+$(NEWEST)/.dev: $(SOURCES) $(LOCK)
 	$(STEP) "virtual environment $(NEWEST), $$($(NEWEST_PYTHON) --version)" sh -c \
 	    '$(NEWEST_PYTHON) -m venv --clear $(NEWEST) && \
-	    $(NEWEST)/bin/python $(PIP_INSTALL) --editable . -r $(VENV)/newest.txt && touch $@'
+	    $(NEWEST)/bin/python $(LOCKED) $(LOCK) && \
+	    $(NEWEST)/bin/python $(PIP_INSTALL) --editable . && touch $@'
 
 # The same interpreter, so that the modules compiled for $(VENV) serve here too.
-$(LOWEST)/.dev: $(VENV)/.built pyproject.toml
-	@$(BIN)/python -c '$(DEV_GROUP)' > $(VENV)/lowest.txt
-	@$(BIN)/python -c '$(RUN_GROUP)' >> $(VENV)/lowest.txt
+$(LOWEST)/.dev: $(VENV)/.built $(LOCK) $(LOWEST_LOCK)
 	$(STEP) "virtual environment $(LOWEST), paramiko $(LOWEST_PARAMIKO)" sh -c \
 	    '$(BIN)/python -m venv --clear $(LOWEST) && \
-	    $(LOWEST)/bin/python $(PIP_INSTALL) -r $(VENV)/lowest.txt \
-	    paramiko==$(LOWEST_PARAMIKO) && touch $@'
+	    $(LOWEST)/bin/python $(LOCKED) $(LOCK) && \
+	    $(LOWEST)/bin/python $(LOCKED) $(LOWEST_LOCK) --no-deps && touch $@'

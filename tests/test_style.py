@@ -1,15 +1,19 @@
-"""What no linter checks: file sizes, docstrings, names of tests, skipped tests."""
+"""What no linter checks: sizes, docstrings, names of tests, skipped tests, the lock."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 # One noun of the RFC or one idea per file needs no more.
@@ -151,3 +155,32 @@ def test_no_test_is_skipped_or_expected_to_fail() -> None:
             if isinstance(node, ast.Attribute | ast.Name) and name in SKIPPING:
                 found.append(f"{place(path, node.lineno)} {name}")
     assert found == []
+
+
+def asked_for() -> Iterator[Requirement]:
+    """Yield what pyproject.toml asks for, to run and to test."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    for part in (
+        project["project"]["dependencies"],
+        project["dependency-groups"]["dev"],
+        *extras.values(),
+    ):
+        yield from map(Requirement, part)
+
+
+def test_what_is_tested_with_is_pinned_with_its_hashes() -> None:
+    locked = {
+        canonicalize_name(found[1]): (found[2], found[3])
+        for found in re.finditer(
+            r"^([\w.-]+)(?:\[[^]]*\])?==(\S+)[^\\]*((?:\\\n +--hash=\S+ ?)+)",
+            (ROOT / ".ci" / "requirements.txt").read_text(),
+            re.MULTILINE,
+        )
+    }
+    for requirement in asked_for():
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"{name} is not in the lock: run `make lock`"
+        version, hashes = locked[name]
+        assert requirement.specifier.contains(version), f"{name}: run `make lock`"
+        assert "--hash=sha256:" in hashes
