@@ -174,6 +174,16 @@ def test_half_close_each_way_then_one_close(channel: Channel) -> None:
     channel.peer.expect_nothing()
 
 
+def test_the_end_of_a_target_needs_no_window(backend: str) -> None:
+    channel = Channel(backend, window=5)
+    channel.sock.sendall(b"hello")
+    assert channel.expect(seams.MSG_CHANNEL_DATA).string() == b"hello"
+    channel.sock.shutdown(socket.SHUT_WR)
+    channel.expect(seams.MSG_CHANNEL_EOF)
+    channel.sock.close()
+    channel.peer.close()
+
+
 def test_a_close_without_eof_delivers_what_came_before_it(channel: Channel) -> None:
     channel.data(b"last words")
     channel.send(seams.MSG_CHANNEL_CLOSE)

@@ -372,13 +372,29 @@ static int send_message(rt_engine *e, uint8_t type, const uint32_t *words, int c
 
 #define DATA_HEADER_BYTES 9 /* type, recipient channel, length of the string */
 
+/* The peer's window is used up, but the end of the stream takes none (RFC 4254, section
+ * 5.3), and the peer has no reason to give more to a stream that it has all of. */
+static rt_ran look_for_end(rt_engine *e, rt_channel *c)
+{
+    uint8_t byte;
+    ssize_t n;
+    do
+        n = recv(c->fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK);
+    while (n < 0 && errno == EINTR);
+    if (n == 0)
+        rt_channel_set_out(c, RT_OUT_EOF);
+    else if (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
+        rt_reset_channel(e, c, errno);
+    return RT_RAN;
+}
+
 /* Read the socket straight into the places that packets of the send queue will have,
  * several with one call, then seal each. */
 static rt_ran send_data(rt_engine *e, rt_channel *c)
 {
     rt_packets *p = &e->packets;
     if (c->send_window == 0)
-        return RT_RAN;
+        return c->hung_up ? look_for_end(e, c) : RT_RAN;
     uint32_t turn = rt_turn_bytes(e);
     if (c->turn_left == 0) {
         c->turn_left = turn + c->turn_saved;
@@ -463,6 +479,8 @@ static rt_ran send_data(rt_engine *e, rt_channel *c)
         c->turn_saved = c->turn_left < RT_TURN_BYTES ? c->turn_left : RT_TURN_BYTES;
         c->turn_left = 0;
     }
+    if (c->send_window == 0 && c->hung_up)
+        return look_for_end(e, c);
     return c->readable && c->send_window > 0 ? RT_RAN_MORE : RT_RAN;
 }
 

@@ -192,6 +192,38 @@ static void eof_of_the_socket_first_leaves_the_other_way_open(void)
     peer_close(&p);
 }
 
+static void the_end_of_the_socket_needs_no_window(void)
+{
+    peer p;
+    int app;
+    peer_open(&p);
+    peer_channel_with(&p, &app, 5, PEER_PACKET_BYTES);
+    CHECK(send(app, "hello", 5, 0) == 5);
+    peer_expect_data(&p, "hello", 5);
+    CHECK(shutdown(app, SHUT_WR) == 0);
+    peer_expect(&p, SAY_EOF);
+    peer_expect_silence(&p);
+    close(app);
+    peer_close(&p);
+}
+
+static void the_end_behind_the_last_byte_of_the_window_is_seen(void)
+{
+    peer p;
+    int app;
+    peer_open(&p);
+    uint32_t id = peer_channel_with(&p, &app, 4, PEER_PACKET_BYTES);
+    CHECK(send(app, "hello", 5, 0) == 5);
+    CHECK(shutdown(app, SHUT_WR) == 0);
+    peer_expect_data(&p, "hell", 4);
+    peer_expect_silence(&p);
+    PEER_SAY(&p, SAY_ADJUST, id, 1);
+    peer_expect_data(&p, "o", 1);
+    peer_expect(&p, SAY_EOF);
+    close(app);
+    peer_close(&p);
+}
+
 static void an_eof_that_is_said_twice_is_one(void)
 {
     peer p;
@@ -500,6 +532,8 @@ int main(void)
     RUN(the_maximum_packet_of_the_peer_is_kept);
     RUN(eof_of_the_peer_first_leaves_the_other_way_open);
     RUN(eof_of_the_socket_first_leaves_the_other_way_open);
+    RUN(the_end_of_the_socket_needs_no_window);
+    RUN(the_end_behind_the_last_byte_of_the_window_is_seen);
     RUN(an_eof_that_is_said_twice_is_one);
     RUN(eof_behind_buffered_data_waits_for_the_target);
     RUN(buffered_data_is_delivered_before_the_close_of_the_peer);
