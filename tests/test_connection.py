@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import rtunnel
 from rtunnel.addresses import parse_bind
 from rtunnel.errors import (
     BackendUnavailable,
@@ -18,6 +19,7 @@ from rtunnel.errors import (
     ForwardingDenied,
     ForwardRefused,
     PortInUse,
+    ProtocolError,
     RequestRefused,
     RequestTimeout,
 )
@@ -143,6 +145,22 @@ def test_paramiko_s_own_global_request_is_paired_in_the_same_order(
     peer.grant(u32(2))
     assert result(ours) == b"1"
     assert result(stock).get_int() == 2
+
+
+# Packets.
+
+
+def test_a_packet_without_a_message_is_an_error_that_says_so() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        client = rtunnel.Transport(theirs)
+        client.start_client(event=threading.Event())
+        # Length, then padding that takes all of it.
+        ours.sendall(b"SSH-2.0-test\r\n" + bytes([0, 0, 0, 12, 11]) + bytes(11))
+        wait_until(lambda: not client.is_active())
+        error = client.get_exception()
+    assert isinstance(error, ProtocolError)
+    assert "malformed packet" in str(error)
 
 
 # Forwards.

@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import paramiko
 from paramiko.common import MSG_NAMES
@@ -265,7 +265,15 @@ class EnginePacketizer(Packetizer):
         """
         engine = self._engine
         if engine is None or not self._opens:
-            kind, message = super().read_message()
+            try:
+                kind, message = super().read_message()
+            except IndexError:  # paramiko looks for the payload of any packet
+                self._fail(
+                    PeerFault(
+                        "the peer sent a malformed packet",
+                        DisconnectCode.PROTOCOL_ERROR,
+                    )
+                )
             self._sequence_in = message.seqno + 1
             return kind, message
         while True:
@@ -312,7 +320,7 @@ class EnginePacketizer(Packetizer):
         if self.on_ended is not None:
             self.on_ended(ended)
 
-    def _fail(self, error: PeerFault | PeerDead) -> None:
+    def _fail(self, error: PeerFault | PeerDead) -> NoReturn:
         """End the connection with DISCONNECT, then raise. Transport's thread."""
         message = Message()
         message.add_byte(bytes([MSG_DISCONNECT]))
