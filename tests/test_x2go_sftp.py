@@ -223,6 +223,17 @@ def test_no_link_is_made_that_leads_out(place: Place, target: str) -> None:
     assert not (place.folder / "link").is_symlink()
 
 
+def test_no_link_leads_out_by_way_of_another(place: Place) -> None:
+    (place.folder / "a" / "b").mkdir(parents=True)
+    to_the_top = string(b"../..") + string(place.path("a", "b", "up"))
+    place.client.ask(Request.SYMLINK, to_the_top)
+    assert (place.folder / "a" / "b" / "up" / "file").read_bytes() == b"content"
+    through_it = string(b"a/b/up/../outside") + string(place.path("link"))
+    with pytest.raises(Refused) as refused:
+        place.client.ask(Request.SYMLINK, through_it)
+    assert refused.value.status is Status.PERMISSION_DENIED
+
+
 def test_a_link_within_the_folder_is_made(place: Place) -> None:
     (place.folder / "dir").mkdir()
     target, link = string(b"../file"), string(place.path("dir", "link"))

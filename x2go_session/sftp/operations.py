@@ -458,15 +458,15 @@ def _rename_noreplace(old: Place, new: Place) -> None:
 
 
 def _check_inside(folder: tuple[bytes, ...], target: bytes) -> None:
-    """Raise OSError if a link in `folder` with this target leads out of the share."""
-    depth = 0 if target.startswith(b"/") else len(folder) + 1
-    for part in target.split(b"/"):
-        if part == b"..":
-            depth -= 1
-        elif part not in (b"", b"."):
-            depth += 1
-        if depth < 1:
-            raise OSError(errno.EACCES, "a link may not lead out of the folder")
+    """Raise OSError if a link in `folder` with this target leads out of the share.
+
+    Steps up are counted, and stand first: behind a name they would begin wherever that
+    leads, if it is a link itself.
+    """
+    parts = [part for part in target.split(b"/") if part not in (b"", b".")]
+    steps_up = parts.count(b"..")
+    if target.startswith(b"/") or steps_up > len(folder) or b".." in parts[steps_up:]:
+        raise OSError(errno.EACCES, "a link may not lead out of the folder")
 
 
 def _tell_removed(place: Place) -> None:
