@@ -286,6 +286,11 @@ def test_a_port_that_is_none_is_refused() -> None:
         replies.resumed_ports([], NAME)
 
 
+def test_a_number_of_thousands_of_digits_is_none() -> None:
+    with pytest.raises(ControlError):
+        replies.started_agent(["50", COOKIE, "9" * 5000, NAME, "1", "2", "3"])
+
+
 def test_desktops_mounts_features_and_versions_are_read() -> None:
     (desktop,) = replies.desktops(["x2gotest@:58", "nonsense", "a@b:c"])
     assert str(desktop) == "x2gotest@:58"

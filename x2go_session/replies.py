@@ -21,6 +21,8 @@ SESSION_NAME: Final = re.compile(
     r"(?P<command>[A-Za-z0-9._@-]*?)_dp\d{1,2}(_[A-Za-z0-9._-]*)?"
 )
 _COOKIE: Final = re.compile(r"[0-9a-f]{32}")
+# No process or port has more digits, and int() takes some thousands of them only.
+_NUMBER: Final = re.compile(r"[0-9]{1,10}")
 _FEATURE: Final = re.compile(r"X2GO[A-Z0-9_]+")
 FEWEST_FIELDS: Final = 10
 HIGHEST_PORT: Final = 65535
@@ -147,7 +149,7 @@ def started_agent(lines: list[str]) -> StartedAgent:
         if (
             _COOKIE.fullmatch(cookie)
             and SESSION_NAME.fullmatch(name)
-            and all(text.isdecimal() for text in (display, pid, *ports))
+            and all(_NUMBER.fullmatch(text) for text in (display, pid, *ports))
             and all(int(text) <= HIGHEST_PORT for text in ports)
         ):
             return StartedAgent(
