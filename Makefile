@@ -27,6 +27,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP_INSTALL) --require-hashes -r
 ARGS :=
 MINUTES := 1
+SECONDS := 60
 export PYTHON
 
 SOURCES := setup.py pyproject.toml $(wildcard src/pump/*)
@@ -64,7 +65,8 @@ test: ## set everything up, then check everything: what CI runs
 	$(STEP) "make test" $(MAKE) checks
 
 .PHONY: checks
-checks: system-test lint typecheck ctest pytest pytest-lowest pytest-newest bench-smoke
+checks: system-test lint typecheck ctest pytest pytest-lowest pytest-newest fuzz \
+    bench-smoke
 
 # -- single steps ----------------------------------------------------------------------
 
@@ -105,6 +107,12 @@ pytest-newest-here: $(NEWEST)/.dev | system-test
 	$(STEP) "tests, $$($(NEWEST)/bin/python --version)" \
 	    $(NEWEST)/bin/python -m pytest -q $(PARALLEL) \
 	    $(patsubst %,--ignore-glob='*/test_%.py',$(NOT_NEWEST)) $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.dev | system-test ## what nobody has thought of: SECONDS=60 a fuzzer
+	$(STEP) "fuzzers, compiled" $(MAKE) -C tests/fuzz
+	$(STEP) "fuzzers, $(SECONDS) s each" $(BIN)/python -m tests.fuzz \
+	    --seconds $(SECONDS) $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev | system-test ## compare with ssh -R and others, on this machine
