@@ -204,7 +204,7 @@ def _known_keys(schema: type[BaseModel], location: Location) -> list[str]:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = _plain(kind.model_fields[str(part)].annotation)
         else:  # a table with names of the user's, or an array
-            kind = _plain(get_args(kind)[-1])
+            kind = _plain([each for each in get_args(kind) if each is not ...][-1])
     return list(kind.model_fields)
 
 

@@ -103,6 +103,10 @@ def test_groups_limits_and_penalties_are_read(tmp_path: Path) -> None:
 
 MISTAKES = [
     ("listn = 'x'", "1: unknown key 'listn'; did you mean listen?"),
+    (
+        "[[groups]]\nport = 80\nurses = ['a']",
+        "3: groups[0]: unknown key 'urses'; did you mean users?",
+    ),
     ("\n[rights]\nports = ['9-8']", "3: rights.ports[0]: ports are from 1 to 65535"),
     ("[rights]\nports = [true]", "2: rights.ports[0]: expected a port"),
     ("[rights]\ngateway_ports = 'on'", "2: rights.gateway_ports: input should be"),

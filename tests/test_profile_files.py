@@ -328,6 +328,7 @@ def test_a_folder_in_the_place_of_the_file_is_an_error_that_names_it(
     [
         ("x=1\n", "f:1: expected a section first"),
         ("[a]\nx=1\n[a]\n", r"f:3, \[a\]: this section is there twice: join"),
+        ("[a]\nx\n  y\n", r"f:2, \[a\], x: put = behind this key: its value goes on"),
         ("[a]\nx=1\nx=2\n", r"f:3, \[a\], x: this key is there twice: remove one"),
         ("[a]\n=3\n", "f:2: expected a section, or a key"),
     ],

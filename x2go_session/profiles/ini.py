@@ -83,7 +83,16 @@ class Document:
                 inside = line + 1
                 for part in block.iter_blocks():
                     if isinstance(part, configupdater.Option):
-                        entries[part.key] = Entry(_value(part), self.path, inside)
+                        text = _value(part)
+                        if text is None:
+                            raise ConfigFileError(
+                                "put = behind this key: its value goes on below",
+                                path=str(self.path),
+                                line=inside,
+                                section=block.name,
+                                key=part.key,
+                            )
+                        entries[part.key] = Entry(text, self.path, inside)
                     inside += str(part).count("\n")
             line += str(block).count("\n")
         return sections
@@ -322,8 +331,12 @@ def _updater(*, spaces: bool) -> configupdater.ConfigUpdater:
     return updater
 
 
-def _value(option: configupdater.Option) -> str:
-    lines = (option.value or "").splitlines()
+def _value(option: configupdater.Option) -> str | None:
+    """Return the text of a key; None if it has no `=`, and yet lines behind it."""
+    try:
+        lines = (option.value or "").splitlines()
+    except TypeError:  # of configupdater, which joins all lines
+        return None
     return "\n".join(line for line in lines if not _is_comment(line))
 
 
