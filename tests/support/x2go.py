@@ -47,7 +47,10 @@ class X2goServer(Sshd):
         check_machine()
         user = f"x2gt{os.getpid()}"
         super().__init__(
-            folder, f"AllowUsers {user}", "AuthorizedKeysFile .ssh/authorized_keys"
+            folder,
+            f"AllowUsers {user}",
+            # The second is where session brokers put their keys.
+            "AuthorizedKeysFile .ssh/authorized_keys .x2go/authorized_keys",
         )
         self.user = user
         self.home = Path("/home") / user

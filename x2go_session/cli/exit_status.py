@@ -60,6 +60,8 @@ _STATUS_OF: Final[tuple[tuple[type[Exception], ExitStatus], ...]] = (
     (LoginRefused, ExitStatus.DENIED),
     (errors.NoSuchSession, ExitStatus.NO_SESSION),
     (errors.GraphicsError, ExitStatus.CLIENT),
+    (errors.BrokerDenied, ExitStatus.AUTHENTICATION),
+    (errors.BrokerUnreachable, ExitStatus.CONNECTION_FAILED),
     (errors.X2GoError, ExitStatus.SERVER),
 )
 
