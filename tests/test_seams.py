@@ -21,6 +21,13 @@ def test_every_private_name_exists() -> None:
         transport: Any = paramiko.Transport(ours)
         for name in seams.TRANSPORT_ATTRIBUTES:
             assert hasattr(transport, name), name
+        channel: Any = paramiko.Channel(0)
+        channel._set_transport(transport)
+        channel._set_window(2**21, 2**15)
+        channel._set_remote_channel(1, 2**21, 2**15)
+        for name in seams.CHANNEL_ATTRIBUTES:
+            assert hasattr(channel, name), name
+        channel.closed = True  # nothing is sent for it
         transport.packetizer.close()
 
 

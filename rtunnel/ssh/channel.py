@@ -165,6 +165,8 @@ class PortableChannel:
         """Take a message for this channel; its number has been read already."""
         try:
             with self._lock:
+                if self._send_window is None:
+                    raise ProtocolError("the peer used a channel it had not confirmed")
                 if self._port is not None:
                     self._handle(kind, Reader(seams.payload(message)))
         except ProtocolError as error:
@@ -191,7 +193,7 @@ class PortableChannel:
             # No forward has a use for it, but it uses up the window all the same.
             fields.u32()
             count = len(fields.string())
-            self._receive_window.charge(count)
+            self._charge(count)
             self._consume(count)
         elif kind == seams.MSG_CHANNEL_EOF:
             self._act(self._halves.peer_eof())
@@ -210,13 +212,18 @@ class PortableChannel:
         if self._halves.received is not Half.OPEN:
             log.debug("data behind EOF dropped: chan=%d", self.local_id)
             return
-        self._receive_window.charge(len(data))
+        self._charge(len(data))
         if self._socket_ended or self._was_reset:
             # Nobody will take it. Credit it, or a peer that has to get rid of its
             # data before it reads our CLOSE would wait for ever.
             self._consume(len(data))
             return
         self._port.feed(data)
+
+    def _charge(self, count: int) -> None:
+        if count > MAX_PACKET_BYTES:
+            raise ProtocolError("the peer sent more than the maximum packet")
+        self._receive_window.charge(count)
 
     # Callbacks of the port, on the reactor's thread.
 

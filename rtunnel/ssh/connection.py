@@ -47,6 +47,7 @@ from rtunnel.ssh import seams
 from rtunnel.ssh.arrivals import Arrival, ChannelOpen, OnOpen
 from rtunnel.ssh.backends import choose_backend
 from rtunnel.ssh.ending import Ending
+from rtunnel.ssh.guards import guard
 from rtunnel.ssh.openings import OnOpened, Openings, read_peer_side
 from rtunnel.ssh.outbox import Outbox
 from rtunnel.ssh.refusal import explain
@@ -131,6 +132,7 @@ class Connection:
 
     def _install(self) -> None:
         transport = self.transport
+        guard(transport, self._outbox.fail)
         handlers = seams.handler_table(transport)
         self._originals = dict(handlers)
         handlers[seams.MSG_REQUEST_SUCCESS] = self._on_request_success

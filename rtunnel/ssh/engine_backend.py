@@ -280,6 +280,7 @@ class EngineBackend:
         """The connection ended: finish or reset every local socket. Any thread."""
         with self._lock:
             self._lost = True
+        self._transport.packetizer.say_last_words()  # the engine sends nothing below
         self.engine.end_channels()
         self._on_ended(self.engine.take_ended())
 

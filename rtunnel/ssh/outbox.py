@@ -24,17 +24,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from rtunnel.errors import DisconnectCode, ProtocolError
+from rtunnel.errors import ProtocolError
 from rtunnel.ssh import seams
-from rtunnel.wire import string, u32
+from rtunnel.ssh.disconnect import say_disconnect
 
 log = logging.getLogger("rtunnel.ssh.outbox")
 
 # Answers that may wait for a peer that does not read (x/crypto: CVE-2025-22869 was
 # such a queue without an end).
 BACKLOG_MESSAGES: Final = 65_536
-# How long the DISCONNECT of a connection that failed may take to leave.
-DISCONNECT_TIMEOUT_S: Final = 1.0
 
 _ATTRIBUTE: Final = "_rtunnel_outbox"
 
@@ -100,6 +98,7 @@ class Outbox:
                 self._ready.notify_all()
         if overrun:
             log.error("peer does not read: waiting_messages=%d", BACKLOG_MESSAGES)
+            self._failure = ProtocolError("the peer does not read what it asks for")
             self.stop()
             seams.abort(self._transport)
 
@@ -115,15 +114,7 @@ class Outbox:
             self._queue.clear()
             self._ready.notify_all()
         log.error("protocol error, disconnecting: %s", error)
-        # A thread of its own: a socket that is full may hold the message up.
-        sender = threading.Thread(
-            target=self._send_disconnect,
-            args=(error,),
-            name="rtunnel-disconnect",
-            daemon=True,
-        )
-        sender.start()
-        sender.join(DISCONNECT_TIMEOUT_S)
+        say_disconnect(lambda packet: seams.send_now(self._transport, packet), error)
         raise EOFError(str(error))
 
     def stop(self) -> None:
@@ -138,18 +129,6 @@ class Outbox:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
-
-    def _send_disconnect(self, error: ProtocolError) -> None:
-        packet = (
-            bytes([seams.MSG_DISCONNECT])
-            + u32(DisconnectCode(error.code))
-            + string(str(error))
-            + string("")
-        )
-        try:
-            seams.send_now(self._transport, packet)
-        except Exception as problem:
-            log.debug("no disconnect sent: error=%s", problem)
 
     def _run(self) -> None:
         while True:

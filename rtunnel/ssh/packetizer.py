@@ -34,8 +34,10 @@ from paramiko.packet import NeedRekeyException, Packetizer
 from paramiko.util import format_binary
 
 from rtunnel import _engine
-from rtunnel.errors import ConnectionLost, DisconnectCode, ProtocolError
+from rtunnel.errors import DisconnectCode, ProtocolError
 from rtunnel.ssh import seams
+from rtunnel.ssh.disconnect import say_disconnect
+from rtunnel.ssh.inbound import PacketReader, PeerDead, PeerFault, PeerMessage
 from rtunnel.ssh.keepalive import Keepalive, Verdict
 
 MSG_DISCONNECT: Final = 1
@@ -50,6 +52,15 @@ REKEY_BYTES: Final = 16 * 2**32
 REKEY_PACKETS: Final = 2**31
 # RFC 4253, section 9: "after each hour of connection time".
 REKEY_S: Final = 3600.0
+# How long one key exchange may take. Nothing else leaves meanwhile, and a peer that
+# keeps us there has to go: LoginGraceTime of sshd, in which it wants the first one.
+KEX_TIMEOUT_S: Final = 120.0
+# Messages that may be held during one: answers that the peer provokes meanwhile
+# (OpenSSH's CVE-2025-26466, x/crypto's CVE-2025-22869). As in the outbox.
+HELD_MESSAGES_MAX: Final = 65_536
+# Bytes in front of the first packet without the end of a line: OpenSSH's
+# SSH_MAX_BANNER_LEN.
+BANNER_LINE_MAX_BYTES: Final = 8192
 # How long the last messages of a connection that we end may take to leave.
 DRAIN_MS: Final = 1000
 
@@ -70,14 +81,6 @@ class EngineStatus:
     reason: str
 
 
-class PeerFault(ProtocolError, paramiko.SSHException):
-    """The peer broke the protocol. paramiko expects its own class of exception."""
-
-
-class PeerDead(ConnectionLost, paramiko.SSHException):
-    """The peer answers no keepalive."""
-
-
 class EnginePacketizer(Packetizer):
     """paramiko's packetizer until the engine can take over.
 
@@ -93,7 +96,8 @@ class EnginePacketizer(Packetizer):
         self._seals = False  # the engine seals what leaves
         self._seal_key: bytes | None = None
         self._open_key: bytes | None = None
-        self._sequence_in = 0
+        self._reader = PacketReader(self.read_all)
+        self._line_bytes = 0  # of the line before the first packet
         self._sequence_out = 0
         self._was_closed = False
         self.status = EngineStatus(False, "keys have not been exchanged yet")
@@ -111,6 +115,13 @@ class EnginePacketizer(Packetizer):
         self._fresh_keys = 0  # bit 1: open key, bit 2: seal key, since _rekey_due
         self._keys_since_s = time.monotonic()
         self._seal_keys = 0  # that there have been
+        self.kex_timeout_s = KEX_TIMEOUT_S
+        self._kex_since_s: float | None = None  # our KEXINIT left, keys are not new
+        self._fault: PeerFault | None = None  # found while sending
+        # Whether the connection has ended for the peer: DISCONNECT was sent.
+        self._said_disconnect = False
+        # What to say in a DISCONNECT when the transport's thread gives up.
+        self.last_words: Callable[[], ProtocolError | None] = lambda: None
 
         self._dump_log = logging.getLogger("paramiko.transport")
         self._keepalive: Keepalive | None = None
@@ -177,19 +188,25 @@ class EnginePacketizer(Packetizer):
             engine = self._make_engine()
             engine.set_open_key(key, named["iv_in"])
             if not self._opens:
-                engine.set_sequence_in(self._sequence_in)
+                engine.set_sequence_in(self._reader.sequence)
                 self._opens = True
                 self.status = EngineStatus(True, "AES-GCM both ways, no compression")
         elif self._opens:
             raise paramiko.SSHException("AES-GCM was dropped in a key exchange")
         else:
             super().set_inbound_cipher(*arguments, **named)
+            self._reader.set_cipher(*arguments, **named)
         self._keys_changed(1)
+
+    def set_inbound_compressor(self, compressor: Any) -> None:
+        """Inflate what arrives from here on, with a limit that paramiko's has not."""
+        self._reader.inflate()
 
     def _keys_changed(self, which: int) -> None:
         self._fresh_keys |= which
         if self._fresh_keys == 3:
             self._fresh_keys = 0
+            self._kex_since_s = None
             self._rekey_due = False
             self._keys_since_s = time.monotonic()
 
@@ -203,7 +220,7 @@ class EnginePacketizer(Packetizer):
     def reset_seqno_in(self) -> None:
         """Number the peer's packets from 0: strict key exchange."""
         super().reset_seqno_in()
-        self._sequence_in = 0
+        self._reader.sequence = 0
         if self._engine is not None:
             self._engine.set_sequence_in(0)
 
@@ -237,9 +254,15 @@ class EnginePacketizer(Packetizer):
         with self._send_lock:
             if kind == MSG_KEXINIT:
                 self._holding = True
+                self._fresh_keys = 0
+                self._kex_since_s = time.monotonic()
                 if self._engine is not None:
                     self._engine.hold()
+            elif kind == MSG_DISCONNECT:
+                self._said_disconnect = True
             elif self._holding and kind >= FIRST_HELD_MESSAGE:
+                if len(self._held) >= HELD_MESSAGES_MAX:
+                    self._overrun("the peer asks on and on, and ends no key exchange")
                 self._held.append(data)
                 return
             self._send(data)
@@ -249,7 +272,10 @@ class EnginePacketizer(Packetizer):
             payload = data.asbytes()
             if self.get_hexdump():
                 self._dump("OUT", payload[0], payload[1:])
-            self._engine.send(payload)
+            try:
+                self._engine.send(payload)
+            except MemoryError:
+                self._overrun("the peer does not read what it asks for")
         else:
             super().send_message(data)
             self._sequence_out += 1
@@ -265,18 +291,9 @@ class EnginePacketizer(Packetizer):
         """
         engine = self._engine
         if engine is None or not self._opens:
-            try:
-                kind, message = super().read_message()
-            except IndexError:  # paramiko looks for the payload of any packet
-                self._fail(
-                    PeerFault(
-                        "the peer sent a malformed packet",
-                        DisconnectCode.PROTOCOL_ERROR,
-                    )
-                )
-            self._sequence_in = message.seqno + 1
-            return kind, message
+            return self._read_in_python()
         while True:
+            self._check_faults()
             event, detail = engine.next(self._wait_ms())
             if event == _engine.PACKET:
                 kind, body, sequence = detail
@@ -288,7 +305,7 @@ class EnginePacketizer(Packetizer):
                     continue
                 if self.get_hexdump():
                     self._dump("IN", kind, body)
-                message = Message(body)
+                message = PeerMessage(body)
                 message.seqno = sequence
                 return kind, message
             if event == _engine.ENDED:
@@ -304,6 +321,33 @@ class EnginePacketizer(Packetizer):
                 raise OSError(detail, os.strerror(detail))
             else:
                 raise EOFError
+
+    def _read_in_python(self) -> tuple[int, Message]:
+        self._check_faults()
+        payload, sequence = self._reader.next()
+        if sequence == 2**32 - 1 and not self._seal_keys:
+            # The numbers may not come again before there are keys (Terrapin).
+            raise PeerFault("the peer sent 2^32 packets and no keys")
+        if not self._rekey_due and (
+            self._reader.key_bytes >= self.REKEY_BYTES
+            or self._reader.key_packets >= self.REKEY_PACKETS
+        ):
+            self._rekey_due = True
+        if self.get_hexdump():
+            self._dump("IN", payload[0], payload[1:])
+        message = PeerMessage(payload[1:])
+        message.seqno = sequence
+        return payload[0], message
+
+    def _read_timeout(self, timeout: float) -> bytes:
+        """Read in front of the first packet, where nothing but lines may come."""
+        data: bytes = _stock._read_timeout(self, timeout)
+        self._line_bytes += len(data)
+        if b"\n" in data:
+            self._line_bytes = 0
+        if self._line_bytes > BANNER_LINE_MAX_BYTES:
+            raise PeerFault(f"a line of more than {BANNER_LINE_MAX_BYTES} bytes")
+        return data
 
     @staticmethod
     def _is_pumped(body: bytes) -> bool:
@@ -322,15 +366,33 @@ class EnginePacketizer(Packetizer):
 
     def _fail(self, error: PeerFault | PeerDead) -> NoReturn:
         """End the connection with DISCONNECT, then raise. Transport's thread."""
-        message = Message()
-        message.add_byte(bytes([MSG_DISCONNECT]))
-        message.add_int(int(error.code))
-        message.add_string(str(error))
-        message.add_string("")
-        try:
-            self.send_message(message)
-        finally:
-            raise error
+        say_disconnect(self._send_packet, error)
+        raise error
+
+    def _send_packet(self, packet: bytes) -> None:
+        self.send_message(Message(packet))
+
+    def _overrun(self, why: str) -> NoReturn:
+        """Refuse to send; the transport's thread ends the connection for it."""
+        fault = self._fault = PeerFault(why)
+        if self._engine is not None:
+            self._engine.wake()
+        raise fault
+
+    def _check_faults(self) -> None:
+        if self._fault is not None:
+            self._fail(self._fault)
+        if (
+            self._kex_since_s is not None
+            and time.monotonic() >= self._kex_since_s + self.kex_timeout_s
+        ):
+            self._kex_since_s = None
+            self._fail(
+                PeerFault(
+                    f"the peer ended no key exchange in {self.kex_timeout_s:g} s",
+                    DisconnectCode.KEY_EXCHANGE_FAILED,
+                )
+            )
 
     # Dumps, for `Transport.set_hexdump`. The bytes of pumped channels are not in them.
 
@@ -360,7 +422,7 @@ class EnginePacketizer(Packetizer):
         if self._opens and self._engine is not None:
             heard: int = self._engine.stats()[0]
             return heard
-        return self._sequence_in
+        return self._reader.sequence
 
     def _wait_ms(self) -> int:
         now_s = time.monotonic()
@@ -369,10 +431,13 @@ class EnginePacketizer(Packetizer):
             wait_s = self._keys_since_s + self.rekey_s - now_s
         if self._keepalive is not None:
             wait_s = min(wait_s, self._keepalive.next_s(now_s))
+        if self._kex_since_s is not None:
+            wait_s = min(wait_s, self._kex_since_s + self.kex_timeout_s - now_s)
         return max(int(wait_s * 1000) + 1, 1)
 
     def _check_keepalive(self) -> None:
-        # paramiko calls this when a read of its own timed out.
+        # paramiko calls this when a read of the socket timed out.
+        self._check_faults()
         if self._seal_keys and not self._rekey_due and self._keys_are_old():
             self._rekey_due = True
             _stock._trigger_rekey(self)  # the read ends before the next packet
@@ -420,6 +485,7 @@ class EnginePacketizer(Packetizer):
         Closing the socket here would pull it from under the loop, and its number could
         be another file's by the time the loop looks.
         """
+        self.say_last_words()
         self.leave()
         if self._engine is None:
             return
@@ -428,6 +494,12 @@ class EnginePacketizer(Packetizer):
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EBADF):
                 raise
+
+    def say_last_words(self) -> None:
+        """Send DISCONNECT if the transport's thread gives up, and has not said why."""
+        fault = None if self._said_disconnect else self.last_words()
+        if fault is not None:
+            say_disconnect(self._send_packet, fault)
 
     def leave(self) -> None:
         """Stop here, as `close`, but leave the socket's connection as it is."""

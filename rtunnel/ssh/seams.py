@@ -25,6 +25,7 @@ from paramiko.message import Message
 from paramiko.packet import Packetizer
 
 from rtunnel.errors import BackendUnavailable
+from rtunnel.wire import Reader, u32
 
 log = logging.getLogger("rtunnel.ssh")
 
@@ -33,6 +34,7 @@ AnyTransport = Any
 AnySftp = Any
 
 MSG_DISCONNECT: Final = 1
+MSG_UNIMPLEMENTED: Final = 3
 MSG_GLOBAL_REQUEST: Final = 80
 MSG_REQUEST_SUCCESS: Final = 81
 MSG_REQUEST_FAILURE: Final = 82
@@ -59,10 +61,12 @@ ChannelHandler = Callable[[Any, Message], None]
 
 TRANSPORT_NAMES: Final = (
     "_channel_handler_table",
+    "_ensure_authed",
     "_log",
     "_next_channel",
     "_parse_debug",
     "_parse_disconnect",
+    "_parse_newkeys",
     "_queue_incoming_channel",
     "_sanitize_packet_size",
     "_sanitize_window_size",
@@ -73,18 +77,31 @@ TRANSPORT_ATTRIBUTES: Final = (
     "_channels",
     "_handler_table",
     "_tcp_handler",
+    "channel_events",
     "channels_seen",
     "clear_to_send",
     "lock",
     "saved_exception",
+    "server_accepts",
 )
 CHANNEL_NAMES: Final = (
+    "_check_add_window",
     "_event_pending",
     "_set_remote_channel",
     "_set_transport",
     "_set_window",
     "_unlink",
     "_wait_for_event",
+)
+
+CHANNEL_ATTRIBUTES: Final = (
+    "in_buffer",
+    "in_max_packet_size",
+    "in_stderr_buffer",
+    "in_window_size",
+    "in_window_sofar",
+    "out_window_size",
+    "remote_chanid",
 )
 
 SFTP_NAMES: Final = ("_convert_status", "_read_packet", "_request", "_send_packet")
@@ -144,6 +161,87 @@ def route_channel_messages(transport: AnyTransport, ours: type[Any]) -> None:
     transport._channel_handler_table = _ChannelTable(
         transport._channel_handler_table, ours
     )
+
+
+def check_channel_messages(
+    transport: AnyTransport,
+    checks: Mapping[int, Callable[[paramiko.Channel, Reader], bool]],
+) -> None:
+    """Let messages for channels of paramiko's pass only where their check says so."""
+
+    def checked(
+        check: Callable[[paramiko.Channel, Reader], bool], original: ChannelHandler
+    ) -> ChannelHandler:
+        def handle(channel: Any, message: Message) -> None:
+            fields = Reader(payload(message))
+            if not isinstance(channel, paramiko.Channel) or check(channel, fields):
+                original(channel, message)
+
+        return handle
+
+    table = transport._channel_handler_table
+    for kind, check in checks.items():
+        table = table | {kind: checked(check, table[kind])}
+    transport._channel_handler_table = table
+
+
+class _EveryNumber:
+    """In the place of the table of all channels there ever were.
+
+    A message for a channel that is not there is dropped, whether it ever was. (paramiko
+    ends the connection at one for a channel that never was, without a word, and its
+    table never shrinks.)
+    """
+
+    def __contains__(self, number: object) -> bool:
+        return True
+
+    def __setitem__(self, number: int, seen: bool) -> None:
+        pass
+
+
+def take_every_channel_for_seen(transport: AnyTransport) -> None:
+    """Have messages for unknown channels dropped, and no channel remembered."""
+    transport.channels_seen = _EveryNumber()
+
+
+def is_opening(transport: AnyTransport, number: int) -> bool:
+    """Say whether an open of paramiko's own waits for its answer."""
+    return number in transport.channel_events
+
+
+def accept_queue_length(transport: AnyTransport) -> int:
+    """Return how many channels wait for `transport.accept()`."""
+    return len(transport.server_accepts)
+
+
+def receive_limits(channel: Any) -> tuple[int, int]:
+    """Return the window that the peer was given, and its largest packet."""
+    return channel.in_window_size, channel.in_max_packet_size
+
+
+def uncredited_bytes(channel: Any) -> int:
+    """Return what arrived on a channel and was not credited, at least."""
+    unread = len(channel.in_buffer) + len(channel.in_stderr_buffer)
+    return unread + int(channel.in_window_sofar)
+
+
+def send_window_bytes(channel: Any) -> int:
+    """Return what may be sent on a channel."""
+    return int(channel.out_window_size)
+
+
+def credit(channel: Any, count: int) -> None:
+    """Give back what nobody will read of a channel's window. Transport's thread."""
+    due = channel._check_add_window(count)
+    if due:
+        packet = bytes([MSG_CHANNEL_WINDOW_ADJUST])
+        send_now(channel.transport, packet + u32(channel.remote_chanid) + u32(due))
+
+
+def send_unimplemented(transport: AnyTransport, message: Any) -> None:
+    """Answer a message of the peer with UNIMPLEMENTED."""
+    send_now(transport, bytes([MSG_UNIMPLEMENTED]) + u32(message.seqno))
 
 
 def after_channel_requests(
@@ -235,7 +333,10 @@ def send(transport: AnyTransport, packet: bytes) -> None:
 
 
 def send_now(transport: AnyTransport, packet: bytes) -> None:
-    """Send one message, key exchange or not: only for DISCONNECT."""
+    """Send one message, key exchange or not: for DISCONNECT, and as paramiko does.
+
+    May block while the socket is full.
+    """
     transport._send_message(Message(packet))
 
 

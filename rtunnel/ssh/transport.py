@@ -15,14 +15,17 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import paramiko
 from paramiko.message import Message
+from paramiko.ssh_exception import IncompatiblePeer
 
-from rtunnel.errors import BackendUnavailable, DisconnectCode
+from rtunnel.errors import BackendUnavailable, DisconnectCode, ProtocolError
 from rtunnel.ssh import seams
 from rtunnel.ssh.connection import Connection
+from rtunnel.ssh.guards import guard
+from rtunnel.ssh.inbound import PeerFault
 from rtunnel.ssh.keepalive import COUNT_MAX, Keepalive
 from rtunnel.ssh.packetizer import (
     MSG_DISCONNECT,
@@ -60,6 +63,7 @@ class Transport(paramiko.Transport):
     packetizer: EnginePacketizer
     remote_cipher: str
     remote_compression: str
+    kex_engine: Any
     # What visitors of a SOCKS listener may reach, unless the listener says it.
     permit_remote_open: tuple[str, ...] | None = None
 
@@ -81,6 +85,8 @@ class Transport(paramiko.Transport):
             self.packetizer.REKEY_BYTES = rekey_bytes
         if rekey_s is not None:
             self.packetizer.rekey_s = rekey_s
+        self.packetizer.last_words = self._last_words
+        guard(self, self._fail)
         set_nodelay(self.sock)
         # paramiko reports failures with a traceback, which belongs into our log.
         self.set_log_channel(LOG_NAME)
@@ -113,6 +119,38 @@ class Transport(paramiko.Transport):
         ):
             level = logging.DEBUG
         super()._log(level, msg, *args)  # type: ignore[misc]
+
+    # What a peer must not do, and paramiko lets it do.
+
+    def _fail(self, error: ProtocolError) -> NoReturn:
+        raise PeerFault(str(error), error.code)
+
+    def _ensure_authed(self, kind: int, message: Message) -> Message | None:
+        refusal: Message | None = super()._ensure_authed(kind, message)  # type: ignore[misc]
+        if refusal is not None and not refusal.asbytes():
+            raise PeerFault(f"the client sent message {kind} before its login")
+        return refusal
+
+    def _parse_newkeys(self, message: Message) -> None:
+        if self.kex_engine is None:
+            raise PeerFault("the peer sent NEWKEYS, and no keys were exchanged")
+        super()._parse_newkeys(message)  # type: ignore[misc]
+
+    def _last_words(self) -> ProtocolError | None:
+        """Say what the peer is disconnected for, when this thread gives up."""
+        error = seams.end_of(self)
+        if threading.current_thread() is not self or error is None:
+            return None
+        if isinstance(error, ProtocolError):
+            return error
+        if isinstance(error, IncompatiblePeer):
+            return ProtocolError(str(error), DisconnectCode.KEY_EXCHANGE_FAILED)
+        if isinstance(error, paramiko.SSHException):
+            return ProtocolError(str(error))
+        if isinstance(error, EOFError | OSError):
+            return None
+        # Ours, or of whoever wrote the handler.
+        return ProtocolError("an internal error", DisconnectCode.BY_APPLICATION)
 
     # Keys.
 

@@ -146,18 +146,25 @@ void rt_write_gathered(rt_engine *e)
         rt_write_pending(e, c);
 }
 
+/* Count what the peer sent on a channel. 0, or -1: fault set. */
+static int charge(rt_engine *e, rt_channel *c, size_t len)
+{
+    if (rt_channel_charge(c, len) == 0)
+        return 0;
+    rt_fault(e, CODE_PROTOCOL_ERROR,
+             len > c->recv_max_packet ? "the peer sent more than the maximum packet"
+                                      : "the peer ignored the channel window");
+    return -1;
+}
+
 /* Payload:
  *     byte      SSH_MSG_CHANNEL_DATA
  *     uint32    recipient channel
  *     string    data                                        (RFC 4254, section 5.2) */
 static int on_data(rt_engine *e, rt_channel *c, const uint8_t *data, size_t len)
 {
-    if (rt_channel_charge(c, len) != 0) {
-        rt_fault(e, CODE_PROTOCOL_ERROR,
-                 len > c->recv_max_packet ? "the peer sent more than the maximum packet"
-                                          : "the peer ignored the channel window");
+    if (charge(e, c, len) != 0)
         return -1;
-    }
     if (len == 0 || c->eof_seen) /* data behind EOF is dropped, as OpenSSH does */
         return 0;
     rt_note_traffic(e, c, len);
@@ -253,10 +260,8 @@ int rt_on_message(rt_engine *e, const uint8_t *payload, size_t len)
         rt_read_string(&r, &n);
         if (!r.ok)
             return malformed(e);
-        if (rt_channel_charge(c, n) != 0) {
-            rt_fault(e, CODE_PROTOCOL_ERROR, "the peer ignored the channel window");
+        if (charge(e, c, n) != 0)
             return -1;
-        }
         rt_enqueue(e, c); /* a forward has no stderr: dropped, and credited */
         return 0;
     case MSG_CHANNEL_WINDOW_ADJUST:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
 import paramiko
@@ -36,19 +37,31 @@ class ScriptedPeer:
     """The server's end of one connection. `client` is a transport to it."""
 
     def __init__(
-        self, client_class: type[paramiko.Transport] = paramiko.Transport
+        self,
+        client_class: Callable[[Any], paramiko.Transport] = paramiko.Transport,
+        server_class: Callable[[Any], paramiko.Transport] = paramiko.Transport,
+        *,
+        meet: bool = True,
     ) -> None:
         ours, theirs = socket.socketpair()
-        self.transport: Any = paramiko.Transport(ours)
+        self.transport: Any = server_class(ours)
         self.transport.add_server_key(paramiko.ECDSAKey.generate())
         self.messages: queue.Queue[tuple[int, bytes]] = queue.Queue()
         self.disconnect: tuple[int, str] | None = None
         for kind in range(FIRST, LAST + 1):
             self.transport._handler_table[kind] = self._recorder(kind)
         self.transport._parse_disconnect = self._on_disconnect
-        ready = threading.Event()
-        self.transport.start_server(event=ready, server=_Server())
         self.client = client_class(theirs)
+        self.prepare()
+        if meet:
+            self.meet()
+
+    def prepare(self) -> None:
+        """Called before the handshake."""
+
+    def meet(self) -> None:
+        """Exchange keys, and let the client in."""
+        self.transport.start_server(event=threading.Event(), server=_Server())
         self.client.start_client(timeout=TIMEOUT_S)
         self.client.auth_none("anybody")
 
@@ -135,8 +148,10 @@ class ScriptedPeer:
     def close(self) -> None:
         self.client.close()
         self.transport.close()
-        self.client.join(TIMEOUT_S)
-        self.transport.join(TIMEOUT_S)
+        for transport in (self.client, self.transport):
+            if transport.is_alive():
+                transport.join(TIMEOUT_S)
+            transport.sock.close()  # close() does nothing on one that never started
 
     def __enter__(self) -> ScriptedPeer:
         return self
