@@ -283,6 +283,7 @@ def squeezed(backend: str) -> Iterator[HostileServer]:
         peer.client.use_compression()
         peer.transport.use_compression()
         peer.meet()
+        wait_until(lambda: peer.transport.packetizer.compressor is not None)
         assert not peer.victim.engine_status.active
         yield peer
 
