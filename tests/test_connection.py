@@ -160,7 +160,7 @@ def test_a_packet_without_a_message_is_an_error_that_says_so() -> None:
         wait_until(lambda: not client.is_active())
         error = client.get_exception()
     assert isinstance(error, ProtocolError)
-    assert "malformed packet" in str(error)
+    assert "bad padding" in str(error)
 
 
 # Forwards.
