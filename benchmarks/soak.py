@@ -18,6 +18,7 @@ The status is 0 if all of it held.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -37,13 +38,15 @@ from typing import Any, Final
 
 import click
 
+from rtunnel.backend import BACKENDS
 from rtunnel.bench.ports import free_port
 from rtunnel.bench.sshd import Sshd
 from tests.support.link import Link
+from tests.support.shortage import short_of_descriptors
 from tests.support.supervising import TomlFile, server_table, toml
 
-SERVERS: Final = 3
-TUNNELS: Final = 3  # of each
+SERVERS: Final = len(BACKENDS)
+TUNNELS: Final = 3  # of each, a kind of visitor each
 # The longest way back: keepalives (1.5 s), the server's (3 s), a port that is waited
 # for (2 s), a login; on a machine that has other things to do.
 RECOVERY_S: Final = 60.0
@@ -57,6 +60,12 @@ RETRY: Final = {
 }
 HEALTH: Final = {"interval_s": 0.3, "timeout_s": 2, "failures": 2}
 CHUNK_BYTES: Final = 16384
+# Each server has one of each kind: a bulk stream, one that types, short connections.
+KINDS: Final[dict[str, tuple[float, int | None]]] = {
+    "bulk": (0.0, None),
+    "echo": (0.02, None),
+    "short": (0.01, 1),
+}
 SEED_BYTES: Final = 8
 # Where the log ends, as a disk that is full.
 LOG_BYTES: Final = 1 << 20
@@ -153,10 +162,14 @@ class EchoTarget:
 class Visitor:
     """Sends a stream to a port and checks what comes back; if it breaks, anew."""
 
-    def __init__(self, port: int, tally: Tally, over: threading.Event) -> None:
+    def __init__(
+        self, port: int, tally: Tally, over: threading.Event, kind: str
+    ) -> None:
         self._port = port
         self._tally = tally
         self._over = over
+        # How long it waits between two chunks, and how many make a connection.
+        self._pause_s, self._most_chunks = KINDS[kind]
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -181,7 +194,7 @@ class Visitor:
             conn.sendall(seed)
             with self._tally.lock:
                 self._tally.connections += 1
-            for chunk in stream(seed):
+            for chunk in itertools.islice(stream(seed), self._most_chunks):
                 conn.sendall(chunk)
                 at = 0
                 for data in read_exactly(conn, CHUNK_BYTES):
@@ -189,7 +202,7 @@ class Visitor:
                     at += len(data)
                 if at < CHUNK_BYTES:
                     raise ConnectionResetError
-                if self._over.wait(0.005):
+                if self._over.wait(self._pause_s):
                     return
 
 
@@ -224,8 +237,9 @@ class Size:
 class Soak:
     """One run: what is broken, and what has to hold."""
 
-    def __init__(self, folder: Path, chance: random.Random) -> None:
+    def __init__(self, folder: Path, chance: random.Random, backend: str) -> None:
         self.chance = chance
+        self._backends = BACKENDS if backend == "each" else [backend] * SERVERS
         self.tally = Tally()
         self.recoveries: dict[str, list[float]] = {}
         self._folder = folder
@@ -249,9 +263,9 @@ class Soak:
         self.process = self._start()
         self._over = threading.Event()
         self._visitors = [
-            Visitor(port, self.tally, self._over)
+            Visitor(port, self.tally, self._over, kind)
             for ports in self._ports
-            for port in ports
+            for port, kind in zip(ports, KINDS, strict=True)
         ]
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -291,7 +305,12 @@ class Soak:
             if number == 0:
                 tunnels[f"changing{self._changes % 2}"] = changing
             servers[f"s{number}"] = server_table(
-                self._sshd, link.port, tunnels=tunnels, retry=RETRY, **KEEPALIVE
+                self._sshd,
+                link.port,
+                tunnels=tunnels,
+                retry=RETRY,
+                backend=self._backends[number],
+                **KEEPALIVE,
             )
         self._file.write_text(toml({"status": self._status, "servers": servers}))
 
@@ -346,6 +365,17 @@ class Soak:
         self._wait(lambda: "paused" in self._states(), "no port was paused")
         target.open()
 
+    def stop_process(self) -> None:
+        """Stop the process for a while, as a laptop that sleeps."""
+        self.process.send_signal(signal.SIGSTOP)
+        time.sleep(self.chance.uniform(0, 5))
+        self.process.send_signal(signal.SIGCONT)
+
+    def starve_process(self) -> None:
+        """Let the process have no more descriptors than it has, for a while."""
+        with short_of_descriptors(self.process.pid):
+            time.sleep(self.chance.uniform(0, 3))
+
     def do_nothing(self) -> None:
         """Let streams run."""
         time.sleep(self.chance.uniform(0, 2))
@@ -357,6 +387,7 @@ class Soak:
     BLOWS: Final = (
         *BREAKING,
         *(storm_of_signals, change_file, write_nonsense, take_target_away, do_nothing),
+        *(stop_process, starve_process),
     )
 
     # What has to hold.
@@ -441,13 +472,20 @@ class Soak:
 
 @click.command()
 @click.option("--minutes", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option(
+    "--backend",
+    type=click.Choice(["each", *BACKENDS]),
+    default="each",
+    show_default=True,
+    help="What the connections run on; each: a connection on each.",
+)
 @click.option("--seed", type=int, help="What is broken when; random if not given.")
-def main(minutes: float, seed: int | None) -> None:
+def main(minutes: float, backend: str, seed: int | None) -> None:
     """Break everything around `rtunnel run` for some minutes."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    click.echo(f"{minutes:g} min, seed {seed}")
+    click.echo(f"{minutes:g} min, backend {backend}, seed {seed}")
     with tempfile.TemporaryDirectory(prefix="rtunnel-soak-") as folder:
-        soak = Soak(Path(folder), random.Random(seed))
+        soak = Soak(Path(folder), random.Random(seed), backend)
         try:
             wrong = _soak(soak, minutes * 60)
         finally:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 from tests.support.sshd import Sshd
 
@@ -26,11 +27,16 @@ class Command:
     """Run `rtunnel` with these arguments; what is left of it is killed at the end.
 
     Without `terminal` (the slave end of a pty) it has no controlling terminal, as
-    under cron or systemd. `environment` is added to that of the tests.
+    under cron or systemd. With `stderr`, `errors` has none. `environment` is added to
+    that of the tests.
     """
 
     def __init__(
-        self, *arguments: str, terminal: int | None = None, **environment: str
+        self,
+        *arguments: str,
+        terminal: int | None = None,
+        stderr: IO[str] | None = None,
+        **environment: str,
     ) -> None:
         if terminal is None:
             command = [sys.executable, "-m", "rtunnel", *arguments]
@@ -44,7 +50,7 @@ class Command:
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=self._stderr,
+            stderr=stderr or self._stderr,
             text=True,
             pass_fds=descriptors,
             start_new_session=terminal is None,

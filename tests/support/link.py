@@ -1,4 +1,4 @@
-"""A link that can be frozen: both ends stay connected, and nothing comes through."""
+"""A link that can be frozen, cut or slow: what stands between client and server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
+
+# What one packet of a network carries.
+SEGMENT_BYTES = 1448
 
 
 class Link:
@@ -21,6 +25,8 @@ class Link:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
         self.taken = 0  # connections, ever
+        self._piece_bytes = 65536
+        self._late_s: Callable[[], float] = lambda: 0.0
         self._conns: list[tuple[socket.socket, socket.socket]] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -28,6 +34,13 @@ class Link:
     def freeze(self) -> None:
         """Pass nothing on from now on."""
         self._flowing.clear()
+
+    def delay(self, late_s: Callable[[], float]) -> None:
+        """Pass on segment by segment, each as late as `late_s()` says.
+
+        What comes behind it waits: TCP delivers in order.
+        """
+        self._piece_bytes, self._late_s = SEGMENT_BYTES, late_s
 
     def freeze_those_that_stand(self) -> None:
         """Pass nothing on from now on, but let new connections through."""
@@ -72,8 +85,9 @@ class Link:
         self, source: socket.socket, sink: socket.socket, wait: Callable[[], object]
     ) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while data := source.recv(self._piece_bytes):
                 wait()
+                time.sleep(self._late_s())
                 if self._ended:
                     return
                 sink.sendall(data)
