@@ -82,6 +82,14 @@ def read_applications(text: str) -> list[Application]:
     return [application for application in found if application is not None]
 
 
+def raw_entries(text: str) -> list[tuple[str, str | None]]:
+    """Return the entries of the same as they are, each with its icon in base64."""
+    return [
+        (_ICON.sub("", entry[1]), icon[1] if (icon := _ICON.search(entry[1])) else None)
+        for entry in _ENTRY.finditer(text)
+    ]
+
+
 def menu(
     applications: Iterable[Application],
     language: str = "",

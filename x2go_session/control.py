@@ -165,15 +165,25 @@ class Control:
                     f"the server would not have {path} written: {error}"
                 ) from error
 
+    def check_files(self) -> None:
+        """Make sure that files can be put there. Raises `ControlError` if not."""
+        try:
+            with self._slots:
+                self.tunnel.transport.open_sftp_client().close()
+        except Exception as error:  # paramiko's, of any kind
+            raise ControlError(
+                f"the server has no SFTP for this user: {error}"
+            ) from error
+
     # What there is on the server.
 
-    def features(self) -> frozenset[str]:
-        """What the server's x2goserver can do; asked once.
+    def features(self, *, fresh: bool = False) -> frozenset[str]:
+        """What the server's x2goserver can do; asked once, and again if `fresh`.
 
         Raises `NotInstalled` where there is none.
         """
         with self._asked:
-            if self._features is None:
+            if self._features is None or fresh:
                 self._features = replies.features(self.check("x2gofeaturelist").lines)
             return self._features
 
@@ -196,19 +206,29 @@ class Control:
         find = commands.find_program(command)
         return find is None or self.run(find).status == 0
 
+    def has_user(self, name: str) -> bool:
+        """Whether the server has a user of this name."""
+        return self.run(commands.words("getent", "passwd", "--", name)).status == 0
+
     def can_mount(self) -> bool:
         """Whether the server could mount our folders: it has FUSE's program."""
         return self.run("command -v fusermount || command -v fusermount3").status == 0
 
     def applications(self) -> list[Application]:
         """The applications that the server publishes."""
-        return read_applications(
-            self.check("x2gogetapps", APPLICATIONS_TIMEOUT_S).stdout
-        )
+        return read_applications(self.applications_text())
+
+    def applications_text(self) -> str:
+        """The same as the server has them."""
+        return self.check("x2gogetapps", APPLICATIONS_TIMEOUT_S).stdout
 
     def desktops(self) -> list[Desktop]:
         """The desktops that a SHADOW session can be made of."""
-        return replies.desktops(self._own_host("x2golistdesktops").lines)
+        return replies.desktops(self.desktop_lines())
+
+    def desktop_lines(self) -> list[str]:
+        """The same as the server lists them."""
+        return self._own_host("x2golistdesktops").lines
 
     def servers(self) -> list[str]:
         """The servers that have sessions, of any user."""
@@ -218,10 +238,14 @@ class Control:
 
     def sessions(self) -> list[SessionInfo]:
         """The user's sessions on the server, suspended ones first."""
+        return replies.sessions(self.session_lines())
+
+    def session_lines(self) -> list[str]:
+        """The same as the server lists them."""
         found = self._own_host("x2golistsessions").lines
         if "X2GO_LIST_SHADOWSESSIONS" in self.features():
             found += self._own_host("x2golistshadowsessions").lines
-        return replies.sessions(found)
+        return found
 
     def find_session(self, name: str) -> SessionInfo | None:
         """Return the session of this name, if the server lists it."""
@@ -332,7 +356,11 @@ class Control:
 
     def mounts(self, name: str) -> list[Mount]:
         """The folders of clients that are mounted in a session."""
-        return replies.mounts(self.check(commands.words("x2golistmounts", name)).lines)
+        return replies.mounts(self.mount_lines(name))
+
+    def mount_lines(self, name: str) -> list[str]:
+        """The same as the server lists them."""
+        return self.check(commands.words("x2golistmounts", name)).lines
 
     def _own_host(self, command: str) -> CommandResult:
         return self.check(f"export HOSTNAME && {command}", LIST_TIMEOUT_S)

@@ -105,3 +105,11 @@ class BrokerAnswerError(BrokerError):
 
 class NoServerAvailable(BrokerError):
     """The broker has no server for this profile, or none that is up."""
+
+
+class NotConnected(X2GoError):
+    """What was asked for needs a connection to the server, and there is none."""
+
+
+class NotRegistered(X2GoError):
+    """No session is registered under this uuid."""

@@ -120,6 +120,50 @@ class GraphicsFailed(Event):
     reason: str
 
 
+# Sessions that a client knows, but does not show now.
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionFound(Event):
+    """The session was running already when its server was connected to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionStartedElsewhere(Event):
+    """Another client started the session."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesktopMissing(Event):
+    """A desktop that is to be shared is not there, or not any more."""
+
+    desktop: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DesktopListLate(Event):
+    """The server did not list its desktops in time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesRefused(Event):
+    """The server has no SFTP for us, and so no session can start."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerUnreachable(Event):
+    """The session broker cannot be reached, or refuses us."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoginWanted(Event):
+    """A profile is to be connected by itself, but needs its user for that."""
+
+
 # Services.
 
 
@@ -251,6 +295,13 @@ class HostKeyQuestion(Question[bool]):
     host: str
     key_type: str
     fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokerQuestion(Question[bool]):
+    """The broker cannot be reached: go on with what the profile itself says?"""
+
+    is_connected: bool
 
 
 @dataclass(frozen=True, kw_only=True)

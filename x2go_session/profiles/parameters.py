@@ -10,7 +10,7 @@ from x2go_session.profiles.profile import Profile
 from x2go_session.services.mime_actions import ACTIONS
 
 # The names that differ from the keys of the file.
-_RENAMED: Final = {
+RENAMED: Final = {
     "name": "profile_name",
     "user": "username",
     "sshport": "port",
@@ -51,7 +51,7 @@ def session_parameters(profile: Profile) -> dict[str, Any]:
     """
     values = profile.values()
     parameters: dict[str, Any] = {name: values[name] for name in _AS_THEY_ARE}
-    parameters |= {name: values[key] for key, name in _RENAMED.items()}
+    parameters |= {name: values[key] for key, name in RENAMED.items()}
     parameters |= {
         "server": list(profile.host),
         "cmd": "XFCE" if profile.command == "XFCE4" else profile.command,
