@@ -239,9 +239,9 @@ def test_what_is_no_answer_is_an_error_that_says_what_to_do(
     with (
         ScriptedBroker(said) as peer,
         open_broker(peer.url(form), **SECRETS) as broker,
+        pytest.raises(error, match=words) as caught,
     ):
-        with pytest.raises(error, match=words) as caught:
-            broker.connect()
+        broker.connect()
     for secret in SECRETS.values():
         assert secret not in str(caught.value)
 

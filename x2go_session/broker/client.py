@@ -108,7 +108,9 @@ class Broker:
         self.unreadable = unreadable
         return profiles
 
-    def select(self, profile_id: str, *, login: str = "") -> SelectedSession:
+    def select(
+        self, profile_id: str, *, login: str = "", offer_key: bool = True
+    ) -> SelectedSession:
         """Have a server chosen for a profile; return how to come in there.
 
         `login` is the user on the server, if it is another. A broker that speaks JSON
@@ -119,7 +121,7 @@ class Broker:
         """
         fields = {"profile_id": profile_id, "login": login}
         key = None
-        if self.url.is_json:
+        if offer_key and self.url.is_json:
             key = rtunnel.KeyPair.generate()
             comment = f"{login or self.user}@127.0.0.1"
             fields["pubkey"] = f"{KEY_OPTIONS} {key.public_line} {comment}"

@@ -12,7 +12,7 @@ import click
 
 import rtunnel
 from rtunnel.errors import RTunnelError
-from x2go_session.cli import connecting, exit_status
+from x2go_session.cli import broker_client, connecting, exit_status
 from x2go_session.cli.broker import broker
 from x2go_session.cli.doctor import Finding, look_here, look_there
 from x2go_session.cli.exit_status import ExitStatus
@@ -50,6 +50,7 @@ def cli() -> None:
 
 
 cli.add_command(broker)
+broker_client.add_to(broker)
 
 
 def _command(

@@ -23,7 +23,7 @@ TASKS: Final = ("listsessions", "listprofiles", "selectsession", "setpass", "tes
 
 @click.group()
 def broker() -> None:
-    """Tell users which sessions they have, and on which servers."""
+    """Ask a session broker; or be one, that tells users which sessions they have."""
 
 
 def _config(function: Any) -> Any:

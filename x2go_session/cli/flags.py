@@ -15,10 +15,13 @@ from x2go_session.terminal import SESSIONS_ROOT
 
 Function = Callable[..., Any]
 
-_SSH: Final = (
+_PORT: Final = (
     click.option(
         "-p", "port", type=click.IntRange(1, 65535), help="Port of the server."
     ),
+)
+
+_LOGIN: Final = (
     click.option("-l", "user", metavar="USER", help="User on the server."),
     click.option(
         *("-i", "identity_files"), metavar="KEY", multiple=True, help="Private key."
@@ -40,9 +43,15 @@ _SSH: Final = (
     click.option("-4", "family", flag_value="inet", help="Connect by IPv4 only."),
     click.option("-6", "family", flag_value="inet6", help="Connect by IPv6 only."),
     click.option("-C", "compression", is_flag=True, help="Compress."),
+)
+
+_OUTPUT: Final = (
     click.option("-v", "verbosity", count=True, help="Say more; up to -vv."),
     click.option("-q", "quiet", is_flag=True, help="Only results and errors."),
     click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+)
+
+_ROOT: Final = (
     click.option(
         "--sessions-root",
         type=click.Path(path_type=Path, file_okay=False),
@@ -166,7 +175,12 @@ _START: Final = (
 
 def ssh_flags(function: Function) -> Function:
     """Add the flags of the connection, and of what is printed."""
-    return _add(_SSH, function)
+    return _add((*_PORT, *_LOGIN, *_OUTPUT, *_ROOT), function)
+
+
+def login_flags(function: Function) -> Function:
+    """Add the flags of a connection whose host and port come from elsewhere."""
+    return _add((*_LOGIN, *_OUTPUT), function)
 
 
 def session_flags(function: Function) -> Function:
