@@ -77,6 +77,13 @@ def test_a_comment_inside_of_a_changed_value_stays(tmp_path: Path) -> None:
     assert "name=Home\n# why this port: see the wiki\n" in file.path.read_text()
 
 
+def test_a_comment_may_stand_behind_a_key_without_a_value(tmp_path: Path) -> None:
+    file = files(tmp_path, "[a]\nx\n  # why\n")
+    file.set("a", "x", "1")
+    file.write()
+    assert file.path.read_text() == "[a]\nx=1\n# why\n"
+
+
 def test_bytes_that_are_no_utf_8_stay_as_they_are(tmp_path: Path) -> None:
     path = tmp_path / "sessions"
     path.write_bytes(b"[a]\nname=K\xe4se\nport=1\n")

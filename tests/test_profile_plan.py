@@ -18,6 +18,7 @@ from x2go_session.profiles import (
     not_supported,
     services,
     session_options,
+    window_title,
 )
 from x2go_session.services.mimebox import MimeBox
 from x2go_session.services.print_actions import PdfSave
@@ -253,6 +254,19 @@ def test_a_shared_desktop_is_chosen_when_the_session_starts() -> None:
     assert (found.type, found.shadowed) == (SessionType.SHADOW, ("me", "50"))
     with pytest.raises(ProfileError, match="profile NEW_PROFILE: desktop: a SHADOW"):
         session_options(profile)
+
+
+def test_a_desktop_has_the_title_that_the_profile_says() -> None:
+    desktop = {"rootless": False, "command": "XFCE", "user": "me", "host": ("a", "b")}
+
+    def title(host: str = "", **values: Any) -> str | None:
+        return window_title(Profile(**{**desktop, **values}), host)
+
+    assert title() is None
+    assert title(setsessiontitle=True) == "XFCE for me@a"
+    assert title("b", setsessiontitle=True) == "XFCE for me@b"
+    assert title(setsessiontitle=True, sessiontitle=" Office ") == "Office"
+    assert title(setsessiontitle=True, rootless=True) is None
 
 
 def test_a_session_that_cannot_be_names_the_profile() -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import getpass
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.command import ROOT
+from x2go_session import profiles as package
 from x2go_session.errors import ConfigFileError, NoSuchProfile, ProfileError
 from x2go_session.profiles import (
     ClientSettings,
+    PrintingFile,
     Profile,
     SessionProfiles,
     profiles_of,
@@ -430,3 +434,29 @@ def test_settings_are_read_and_written_with_their_types(tmp_path: Path) -> None:
         settings.set("LDAP", "port", "x")
     with pytest.raises(ProfileError, match=r"settings has no x in \[General\]"):
         settings.get("General", "x")
+
+
+# The page about it.
+
+
+def test_the_page_names_what_there_is_and_its_examples_run(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "x2go-profiles.md").read_text()
+    connecting, using = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    compile(connecting, "docs/x2go-profiles.md", "exec")
+    exec(compile(connecting.partition("\n\n")[0], "docs/x2go-profiles.md", "exec"), {})
+    known = profiles(tmp_path, "[a]\nname=Office\n[b]\nname=Old\n")
+    exec(compile(using, "docs/x2go-profiles.md", "exec"), {"known": known})
+    assert known["Office"].host == ("a.example.org", "b.example.org")
+    assert known["Lab"].metatype == "XFCE Desktop"
+
+    called = set(re.findall(r"`(?:known\.)?(\w+)\(", page))
+    called -= {"find_window"} | set(re.findall(r"^\| `(\w+)\(", page, re.M))
+    places: list[object] = [package, SessionProfiles, Profile, PrintingFile]
+    assert {
+        name for name in called if not any(hasattr(place, name) for place in places)
+    } <= {"get_client_settings", "get_client_printing"}
+    section = page.partition("## Connecting")[2].partition("## The files")[0]
+    first = re.findall(r"^\| (`[^|]+`) \|", section, re.M)
+    keys = {key for cell in first for key in re.findall(r"`(\w+)`", cell)}
+    assert len(keys) == 12
+    assert keys <= set(KEYS)

@@ -25,6 +25,15 @@ from x2go_session.terminal import Terminal
 PDF = b"%PDF-1.4\n" + b"%of a kind\n" * 50_000
 
 
+def print_in(server: X2goServer, session: str, title: str, pdf: bytes = PDF) -> None:
+    """Do what the printer of an X2Go server does with what a session printed."""
+    spool = Path(pwd.getpwnam("x2goprint").pw_dir)
+    name = uuid.uuid4().hex
+    (spool / f"{name}.pdf").write_bytes(pdf)
+    (spool / f"{name}.title").write_text(title)
+    run("x2goprint", server.user, session, f"{name}.pdf", f"{name}.title")
+
+
 class Client:
     """A session with sound, printing and MIME box, and what is seen on either side."""
 
@@ -75,14 +84,7 @@ class Client:
 
     def print(self, title: str, pdf: bytes = PDF) -> None:
         """Do what the printer of the X2Go server does with what was printed."""
-        spool = Path(pwd.getpwnam("x2goprint").pw_dir)
-        name = uuid.uuid4().hex
-        (spool / f"{name}.pdf").write_bytes(pdf)
-        (spool / f"{name}.title").write_text(title)
-        run(
-            *("x2goprint", self.server.user, self.terminal.session.name),
-            *(f"{name}.pdf", f"{name}.title"),
-        )
+        print_in(self.server, self.terminal.session.name, title, pdf)
 
     def close(self) -> None:
         """End the session, in whatever way that is possible."""

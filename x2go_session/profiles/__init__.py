@@ -26,6 +26,7 @@ from x2go_session.profiles.parameters import session_parameters as session_param
 from x2go_session.profiles.plan import not_supported as not_supported
 from x2go_session.profiles.plan import services as services
 from x2go_session.profiles.plan import session_options as session_options
+from x2go_session.profiles.plan import window_title as window_title
 from x2go_session.profiles.printing_file import PrintingFile as PrintingFile
 from x2go_session.profiles.profile import Profile as Profile
 from x2go_session.profiles.sessions_file import SessionProfiles as SessionProfiles

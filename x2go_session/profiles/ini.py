@@ -99,13 +99,14 @@ class Document:
 
     def set(self, section: str, key: str, text: str) -> None:
         """Change a key, or add it behind the last one of its section."""
+        found = self.sections.get(section, {}).get(key)
+        if found is not None and found.text == text:
+            return
         if not self._updater.has_section(section):
             self._updater.add_section(section)
         target = self._updater[section]
         if key in target:
             option = target[key]
-            if option.value == text:
-                return
             inside = [line for line in _lines(option)[1:] if _is_comment(line)]
             option.value = text
             for line in reversed(inside):
@@ -333,11 +334,11 @@ def _updater(*, spaces: bool) -> configupdater.ConfigUpdater:
 
 def _value(option: configupdater.Option) -> str | None:
     """Return the text of a key; None if it has no `=`, and yet lines behind it."""
-    try:
+    first, *inside = _lines(option)
+    if "=" in first:
         lines = (option.value or "").splitlines()
-    except TypeError:  # of configupdater, which joins all lines
-        return None
-    return "\n".join(line for line in lines if not _is_comment(line))
+        return "\n".join(line for line in lines if not _is_comment(line))
+    return None if any(line.strip() for line in inside if not _is_comment(line)) else ""
 
 
 def _lines(option: configupdater.Option) -> list[str]:

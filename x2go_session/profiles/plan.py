@@ -109,6 +109,22 @@ def pack(profile: Profile) -> str:
     return f"{profile.pack}-{profile.quality}" if has_quality else profile.pack
 
 
+def window_title(profile: Profile, host: str = "") -> str | None:
+    """Return the title that a desktop's window is to have; None leaves it as it is.
+
+    `host` is the one of the profile's hosts that is connected to.
+    """
+    if not profile.setsessiontitle or session_type(profile) not in (
+        SessionType.DESKTOP,
+        SessionType.SHADOW,
+    ):
+        return None
+    where = host or next(iter(profile.host), "")
+    return (
+        profile.sessiontitle.strip() or f"{profile.command} for {profile.user}@{where}"
+    )
+
+
 def sound_system(profile: Profile) -> SoundSystem | None:
     """Return the sound system of this side; None if there is to be no sound."""
     if not profile.sound or profile.soundsystem not in ("pulse", "esd"):

@@ -1,10 +1,10 @@
 r"""Values of X2Go's INI files: their text, as Qt and python-x2go write it, and back.
 
 x2goclient writes through QSettings: text with `;`, `,` or `=` in it is quoted; what is
-not ASCII is `\x` and the hexadecimal digits of its UTF-16 code units; a list is its
-elements, with a comma and a blank between them. python-x2go writes text as it is, in
-UTF-8. Both are read here; what is written is what QSettings would write, since that one
-takes nothing else.
+not ASCII is `\x` and the hexadecimal digits of its UTF-16 code units (of Qt 6: UTF-8);
+a list is its elements, with a comma and a blank between them. python-x2go writes text
+as it is, in UTF-8. All of this is read; what is written is what QSettings of Qt 5
+writes, since every Qt reads that, and Qt 5 nothing else.
 
     >>> read(Kind.TEXT, '"K\\xe4se; Brot"')
     'Käse; Brot'
@@ -15,6 +15,7 @@ takes nothing else.
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -49,8 +50,11 @@ _WRITTEN: Final = {
 }
 _ESCAPE: Final = re.compile(r"\\(?:x([0-9A-Fa-f]+)|([0-7]{1,3})|(.))", re.DOTALL)
 _QUOTED: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_ELEMENT: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"(?=\s*(?:,|$))|[^,]*)\s*(?:,|$)')
-_BYTES: Final = re.compile(r"@ByteArray\((.*)\)", re.DOTALL)
+_BLANKS: Final = " \t"
+_ELEMENT: Final = re.compile(
+    r'[ \t]*("(?:[^"\\]|\\.)*"(?=[ \t]*(?:,|$))|[^,]*)[ \t]*(,|$)', re.DOTALL
+)
+_WRAPPED: Final = re.compile(r"@(?:ByteArray|String)\((.*)\)", re.DOTALL)
 _EXPORTED: Final = re.compile(r"(?P<folder>.*):(?P<auto>[01])", re.DOTALL)
 
 
@@ -103,7 +107,7 @@ def text_of(text: str) -> str:
     string = _unescaped(text[1:-1] if _QUOTED.fullmatch(text) else text)
     if string == INVALID:
         return ""
-    if found := _BYTES.fullmatch(string):
+    if found := _WRAPPED.fullmatch(string):
         return found[1]
     return string.removeprefix("@") if string.startswith("@@") else string
 
@@ -130,24 +134,25 @@ def text_for(string: str) -> str:
         text = f"@{text}"
     if any(char in string for char in ";,=") or string != string.strip(" "):
         return f'"{text}"'
-    # Both clients take a value that begins so for a list, or a comment for a value.
-    return f'"{text}"' if string[:1] in ("[", "#") else text
+    # python-x2go takes a value that begins so for a list of Python.
+    return f'"{text}"' if string.startswith("[") else text
 
 
 def list_of(text: str) -> list[str]:
     """Return the list that a text of the file stands for."""
-    if text.strip() in ("", INVALID):
+    if text.strip(_BLANKS) in ("", INVALID):
         return []
-    if text.startswith("["):  # python-x2go reads it so
-        try:
+    if text.startswith("[") and text.endswith("]"):  # python-x2go reads it so
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = None
-        if not isinstance(value, list) or not all(isinstance(x, str) for x in value):
-            raise ValueError("use words with commas between them")
-        return value
-    found = (element[1] for element in _ELEMENT.finditer(text))
-    return [text_of(element.strip()) for element in found if element.strip()]
+            if isinstance(value, list) and all(isinstance(each, str) for each in value):
+                return value
+    strings = []
+    for element in _ELEMENT.finditer(text):
+        strings.append(text_of(element[1].strip(_BLANKS)))
+        if not element[2]:
+            break
+    return strings
 
 
 def list_for(strings: Sequence[str]) -> str:
