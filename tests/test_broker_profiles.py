@@ -84,11 +84,11 @@ def test_profiles_are_read_from_either_form(
     pool, desk = found["pool"], found["desk"]
     assert dict(pool.values) == {
         "name": "XFCE - pool",
-        "host": ("s-e1", "s-e2", "s-e3"),
+        "host": ["s-e1", "s-e2", "s-e3"],
         "sshport": 22,
         "command": "XFCE",
         "fullscreen": False,
-        "applications": ("TERMINAL", "WWWBROWSER"),
+        "applications": ["TERMINAL", "WWWBROWSER"],
         "user": "BROKER_USER",
     }
     assert pool.hosts == (
@@ -116,6 +116,8 @@ def test_profiles_are_read_from_either_form(
         ("[a]\nsshport=70000\n", ":2: .*65535"),
         ("[a]\nacl-any-order=never\n", ":2: "),
         ("host=b\n", ":1: "),
+        ("[a]\nfullscreen=maybe\n", ":2: .*true or false"),
+        ("[a]\nwidth=wide\n", ":2: .*whole number"),
         ("[a b]\nhost=c\n", ":1: .*no blanks"),
     ],
 )

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from rtunnel.errors import ConfigError
+from x2go_session.broker.requests import LIST_PROFILES, Request, Task
 from x2go_session.cli.connecting import show_log
 from x2go_session.cli.holding import ToldToEnd
 
 if TYPE_CHECKING:
     from x2go_session.broker.server.broker import Broker
 
-TASKS: Final = ("listsessions", "listprofiles", "selectsession", "setpass", "testcon")
+TASKS: Final = (*(task.value for task in Task if task.value), LIST_PROFILES)
 
 
 @click.group()
@@ -30,9 +31,20 @@ def _config(function: Any) -> Any:
     return click.option(
         "--config",
         required=True,
+        multiple=True,
+        callback=_the_only_one,
         type=click.Path(path_type=Path, dir_okay=False),
         help="The settings of the broker, in TOML.",
     )(function)
+
+
+def _the_only_one(
+    context: click.Context, parameter: click.Parameter, given: tuple[Path, ...]
+) -> Path:
+    """Refuse a second one: what runs for another user adds words of that user."""
+    if len(given) > 1:
+        raise click.BadParameter("it may be given once", context, parameter)
+    return given[0]
 
 
 def _verbosity(function: Any) -> Any:
@@ -118,20 +130,18 @@ def ssh(
     """Answer one request of a user who has logged in by SSH."""
     show_log(verbosity, False)
     shell = _module("shell")
+    request = Request(
+        Task.LIST_SESSIONS if task == LIST_PROFILES else Task(task),
+        user=claimed,
+        authid=authid,
+        profile_id=profile_id,
+        login=login,
+        new_password=newpass,
+    )
     opened = _open(config)
     try:
         click.echo(
-            shell.answer(
-                opened,
-                "listsessions" if task == "listprofiles" else task,
-                user=shell.logged_in(),
-                address=shell.client_address(),
-                claimed=claimed,
-                authid=authid,
-                profile_id=profile_id,
-                login=login,
-                new_password=newpass,
-            ),
+            shell.answer(opened, request, shell.logged_in(), shell.client_address()),
             nl=False,
         )
         # What earlier calls have left; this one's is due later.

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from rtunnel.errors import ConfigError
+from x2go_session.broker.answers import ALL_DOWN, NO_SERVER, SelectedSession
 from x2go_session.broker.server import balance, keys
-from x2go_session.broker.server.answers import ALL_DOWN, NO_SERVER, Selection
 from x2go_session.broker.server.attempts import Attempts
 from x2go_session.broker.server.authentication import Authenticator, open_authenticator
 from x2go_session.broker.server.cookies import Cookies
@@ -26,12 +26,12 @@ from x2go_session.broker.server.profiles_file import (
     BROKER_USER,
     Host,
     Profile,
-    Value,
     read_profiles,
 )
 from x2go_session.broker.server.settings import BrokerSettings
 from x2go_session.broker.server.state import State, open_state
 from x2go_session.options import DESKTOP_COMMANDS
+from x2go_session.profiles.values import Value
 from x2go_session.session import SessionType
 
 log = logging.getLogger("x2go_session.broker")
@@ -109,7 +109,7 @@ class Broker:
         *,
         login: str = "",
         offer: str = "",
-    ) -> Selection:
+    ) -> SelectedSession:
         """Return the server where a session of a profile runs, or will run.
 
         `login` is the user on the server, if the client wants another; `offer` is a
@@ -117,24 +117,26 @@ class Broker:
         """
         profile = self._offered(user, address).get(profile_id)
         if profile is None:
-            return Selection(NO_SERVER, 22)
+            return SelectedSession(NO_SERVER, 22)
         own = server_user(profile, user)
         answers = self.servers.ask(profile.hosts, probe=self._probes(profile))
         found = None if profile.shadows else _session_of(own, answers)
         host = found[0] if found else self._choose(profile, own, answers)
         if host is None:
             log.error("all servers are down: profile=%s", profile_id)
-            return Selection(ALL_DOWN, profile.hosts[0].port if profile.hosts else 22)
+            return SelectedSession(
+                ALL_DOWN, profile.hosts[0].port if profile.hosts else 22
+            )
         log.info(
             "selected: user=%r profile=%s server=%s resumes=%s",
             *(user, profile_id, host, bool(found)),
         )
         # What follows is for those alone who are known to be the user of the server.
         if not self.logins.asks_password or login not in ("", own):
-            return Selection(host.address, host.port)
+            return SelectedSession(host.address, host.port)
         line = self._resumable(host, own, found[1]) if found else None
         key, accepted = self._key(profile, host, own, offer)
-        return Selection(host.address, host.port, key, accepted, line)
+        return SelectedSession(host.address, host.port, key, accepted, line)
 
     # How it is decided.
 
@@ -167,7 +169,7 @@ class Broker:
         )
         if found is not None and self.logins.asks_password:
             host, session = found
-            values |= {"host": (host.name,), "status": session.info.status}
+            values |= {"host": [host.name], "status": session.info.status}
         return values
 
     def _choose(

@@ -15,6 +15,7 @@ client's, and go to it as they are.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import difflib
 import ipaddress
 import re
@@ -42,11 +43,13 @@ from x2go_session.broker.server.acl import (
     Rule,
     networks,
 )
-
-Value = str | int | bool | tuple[str, ...]
+from x2go_session.profiles.profile import KEYS, read_value
+from x2go_session.profiles.values import Kind, Value
 
 # Who is logged in at the broker, in the place of a user's name.
 BROKER_USER: Final = "BROKER_USER"
+# A key that the profile does not have, whatever the defaults say.
+NOT_SET: Final = "not-set"
 DEFAULTS: Final[Mapping[str, Value]] = {
     "user": BROKER_USER,
     "sshport": 22,
@@ -60,17 +63,6 @@ IGNORED: Final = frozenset(
         "broker-sshproxy-authorized-keys",
         "broker-use-load-checker",
         "default",
-    }
-)
-_LISTS: Final = frozenset({"host", "applications"})
-# Values of INI files that stay text whatever they look like.
-_TEXTS: Final = frozenset(
-    {
-        *("clipboard", "command", "directrdpsettings", "export", "icon", "iconvfrom"),
-        *("iconvto", "key", "layout", "mimeboxaction", "mimeboxextensions", "name"),
-        *("pack", "rdpclient", "rdpoptions", "rdpserver", "sessiontitle"),
-        *("soundsystem", "sshproxyhost", "sshproxykeyfile", "sshproxytype"),
-        *("sshproxyuser", "type", "user", "variant", "xdmcpserver"),
     }
 )
 _WORDS: Final = {
@@ -201,6 +193,8 @@ class Section(BaseModel):
                     raise MisplacedError(
                         (key,), "expected a line of text, a number, true or false"
                     )
+            if value != NOT_SET and (problem := _problem(key, value)):
+                raise MisplacedError((key,), problem)
         return self
 
 
@@ -219,6 +213,16 @@ class ProfilesFile(BaseModel):
             if not re.fullmatch(r"[^\[\]\s\x00-\x1f]{1,128}", name):
                 raise MisplacedError((name,), "an id has no blanks and no brackets")
         return given
+
+
+def _problem(key: str, value: object) -> str | None:
+    """Say what clients would not understand."""
+    match _kind(key):
+        case Kind.FLAG if not isinstance(value, bool) and value not in (0, 1):
+            return "expected true or false"
+        case Kind.NUMBER if not isinstance(value, int):
+            return "expected a whole number"
+    return None
 
 
 def read_host(text: str, port: int) -> Host:
@@ -257,14 +261,16 @@ def _profile(name: str, file: ProfilesFile) -> Profile:
     order = [*_given(own), *_given(common), *DEFAULTS]
     values: dict[str, Value] = {"name": name}
     for key in order:
-        if not key.startswith(("acl-", "broker-")) and key not in IGNORED:
-            values[key] = merged.get(key, DEFAULTS.get(key, ""))
+        value = merged.get(key, DEFAULTS.get(key, ""))
+        ours = key.startswith(("acl-", "broker-")) or key in IGNORED
+        if not ours and value != NOT_SET:
+            values[key] = list(value) if isinstance(value, tuple) else value
     port = values["sshport"]
     assert isinstance(port, int)
-    hosts = values.setdefault("host", ("localhost",))
-    assert isinstance(hosts, tuple)
+    hosts = values.setdefault("host", ["localhost"])
+    assert isinstance(hosts, list)
     found = tuple(read_host(text, port) for text in hosts)
-    values["host"] = tuple(host.name for host in found)
+    values["host"] = [host.name for host in found]
     return Profile(
         name,
         values,
@@ -341,13 +347,18 @@ def _read_ini(path: Path) -> ProfilesFile:
 
 
 def _typed(key: str, text: str) -> object:
-    if key.startswith(("acl-", "broker-")) or key in _TEXTS:
-        return text
-    if key in _LISTS:
-        return _texts(text)
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    return int(text) if re.fullmatch(r"-?\d{1,9}", text) else text
+    match _kind(key):
+        case Kind.LIST | Kind.HOSTS:
+            return _texts(text)
+        case Kind.FLAG | Kind.NUMBER:
+            # What is neither is complained about with its line.
+            with contextlib.suppress(ValueError):
+                return read_value(key, text)
+    return text
+
+
+def _kind(key: str) -> Kind | None:
+    return KEYS[key].metadata["kind"] if key in KEYS else None
 
 
 def _lines(text: str) -> dict[Location, int]:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import os
 import pwd
+from dataclasses import replace
 
-from x2go_session.broker.server import answers
+from x2go_session.broker import plain
+from x2go_session.broker.answers import CONNECTED, Answer
+from x2go_session.broker.requests import Request, Task
 from x2go_session.broker.server.broker import Broker
 from x2go_session.broker.server.errors import LoginRefused
 from x2go_session.broker.server.login import Credentials
@@ -29,36 +32,29 @@ def client_address() -> str:
     return os.environ.get("SSH_CONNECTION", "").partition(" ")[0]
 
 
-def answer(
-    broker: Broker,
-    task: str,
-    *,
-    user: str,
-    address: str,
-    claimed: str = "",
-    authid: str = "",
-    profile_id: str = "",
-    login: str = "",
-    new_password: str = "",
-) -> str:
-    """Return the answer to a task for a user who has logged in.
+def answer(broker: Broker, request: Request, user: str, address: str) -> str:
+    """Return the answer to a request of a user who has logged in.
 
-    `claimed` is who the client says to be: nobody else will do. Raises `LoginRefused`,
-    `PasswordNotChanged`, `StateError`.
+    `request.user` is who the client says to be: nobody else will do. Raises
+    `LoginRefused`, `PasswordNotChanged`, `StateError`.
     """
-    if claimed not in ("", user):
-        raise LoginRefused(f"the login is that of {user!r}, not of {claimed!r}")
-    given = Credentials(user, address, authid=authid)
-    next_authid = broker.logins.admit(given, known=True)
-    if task == "testcon":
-        return f"{answers.CONNECTED}\n"
-    text = answers.plain_granted(next_authid)
-    if task == "listsessions":
-        text += answers.plain_profiles(broker.profiles(user, address))
-    elif task == "selectsession":
-        text += answers.plain_selection(
-            broker.select(profile_id, user, address, login=login)
+    if request.user not in ("", user):
+        raise LoginRefused(
+            f"the login is that of {user!r}, not of {request.user[:64]!r}"
         )
-    elif task == "setpass":
-        broker.logins.replace_password(given, new_password)
-    return text
+    given = Credentials(user, address, authid=request.authid)
+    answer = Answer(broker.logins.admit(given, known=True))
+    match request.task:
+        case Task.TEST_CONNECTION:
+            return f"{CONNECTED}\n"
+        case Task.LIST_SESSIONS:
+            answer = replace(answer, profiles=broker.profiles(user, address))
+        case Task.SELECT_SESSION:
+            selected = broker.select(
+                request.profile_id, user, address, login=request.login
+            )
+            answer = replace(answer, selected=selected)
+        case Task.SET_PASSWORD:
+            broker.logins.replace_password(given, request.new_password)
+            answer = Answer(broker.logins.issue(given))
+    return plain.format_answer(answer)
