@@ -11,6 +11,7 @@ from x2go_session.client.exceptions import X2GoClientException
 from x2go_session.client.hooks import Hooks
 from x2go_session.profiles import ClientSettings, PrintingFile, SessionProfiles
 from x2go_session.registry import RegisteredSession, Registry
+from x2go_session.registry.brokered import BrokeredProfiles
 from x2go_session.registry.refresher import Refreshing
 
 
@@ -20,7 +21,7 @@ class ClientBase(Hooks):
     lang: ClassVar[str] = "en"
     registry: Registry
     dispatcher: Dispatcher
-    session_profiles: SessionProfiles
+    session_profiles: SessionProfiles | BrokeredProfiles
     client_settings: ClientSettings
     client_printing: PrintingFile
     client_rootdir: Path

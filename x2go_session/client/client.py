@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from x2go_session import events
+from x2go_session.broker import open_broker
 from x2go_session.client.applications import Applications
 from x2go_session.client.caches import Caches
 from x2go_session.client.dispatcher import Dispatcher
@@ -20,6 +21,7 @@ from x2go_session.client.windows import Windows
 from x2go_session.errors import NotSupported
 from x2go_session.profiles import ClientSettings, PrintingFile, SessionProfiles
 from x2go_session.registry import Refresher, RegisteredSession, Registry
+from x2go_session.registry.brokered import BrokeredProfiles
 from x2go_session.registry.refresher import Refreshing
 
 CLIENT_FOLDER: Final = "~/.x2goclient"
@@ -93,8 +95,6 @@ class X2GoClient(
                 "start_xserver and start_pulseaudio are for clients on Windows; here "
                 "X server and PulseAudio are those that run"
             )
-        if broker_url is not None:
-            raise NotSupported("broker_url: session brokers are not supported yet")
         self.logger = logger or logging.getLogger("x2go_session.client")
         if loglevel != DEFAULT_LOGLEVEL:
             self.logger.setLevel(_level(loglevel))
@@ -102,7 +102,13 @@ class X2GoClient(
         self.client_rootdir = _folder(client_rootdir, CLIENT_FOLDER)
         self.sessions_rootdir = _folder(sessions_rootdir, SESSIONS_FOLDER)
         self.ssh_rootdir = _folder(ssh_rootdir, SSH_FOLDER)
-        self.session_profiles = SessionProfiles(self.client_rootdir)
+        self._brokered: BrokeredProfiles | None = None
+        if broker_url is not None:
+            password = None if broker_noauth else broker_password
+            self._brokered = BrokeredProfiles(
+                open_broker(broker_url, password=password)
+            )
+        self.session_profiles = self._brokered or SessionProfiles(self.client_rootdir)
         self.client_settings = ClientSettings(self.client_rootdir)
         self.client_printing = PrintingFile(self.client_rootdir)
         cached = use_cache or use_listsessions_cache
@@ -118,6 +124,7 @@ class X2GoClient(
         self.registry = Registry(
             self.sessions_rootdir,
             ssh_folder=self.ssh_rootdir if ssh_rootdir is not None else None,
+            choose=self._brokered.chosen if self._brokered else None,
             default_action=lambda: self.client_printing.action,
             watch=self.dispatcher.watch,
         )
@@ -133,6 +140,8 @@ class X2GoClient(
             self._refresher.close()
         for connection in self.registry.connections().values():
             connection.disconnect()
+        if self._brokered is not None:
+            self._brokered.close()
         self.dispatcher.close()
 
     def __enter__(self) -> Self:

@@ -165,6 +165,7 @@ AuthenticationException = AuthenticationFailed
 _TRANSLATED: Final[tuple[tuple[type[Exception], type[X2GoException]], ...]] = (
     (errors.NotRegistered, X2GoSessionRegistryException),
     (errors.NotConnected, X2GoClientException),
+    (errors.BrokerError, X2GoBrokerConnectionException),
     (errors.ProfileError, X2GoProfileException),
     (errors.ConfigFileError, X2GoProfileException),
     (errors.AccessDenied, X2GoDesktopSharingDenied),

@@ -8,18 +8,20 @@ from typing import Any
 from x2go_session.client.base import ClientBase
 from x2go_session.client.exceptions import translated
 from x2go_session.profiles import ClientSettings, PrintingFile, SessionProfiles
+from x2go_session.registry.brokered import BrokeredProfiles
 
 
 class Profiles(ClientBase):
     """Reads and writes what X2Go clients keep in files."""
 
     @property
+    @translated
     def profile_names(self) -> list[str]:
         """The names of all profiles in the `sessions` files."""
         return list(self.session_profiles.names.values())
 
-    def get_profiles(self) -> SessionProfiles:
-        """Return the profiles, to be read and changed."""
+    def get_profiles(self) -> SessionProfiles | BrokeredProfiles:
+        """Return the profiles, to be read and changed; a broker's, to be read."""
         return self.session_profiles
 
     get_session_profiles = get_profiles

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,13 @@ from x2go_session.registry.wish import Wish
 # What ssh(1) looks for in ~/.ssh.
 USUAL_KEYS: Final = ("id_ed25519", "id_ecdsa", "id_rsa")
 _NO_KEYS: Final = "PubkeyAuthentication=no"
+# Gives the profile to connect by: with the server that a broker chose, say.
+Chooser = Callable[[Profile, Events], AbstractContextManager[Profile]]
+
+
+@contextlib.contextmanager
+def _as_it_says(profile: Profile, stream: Events) -> Iterator[Profile]:
+    yield profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +58,14 @@ class ServerConnection:
     """One connection to one server, for all sessions of a profile. Any thread.
 
     `ssh_folder` stands in for ~/.ssh, if there is one of another name: known hosts,
-    configuration, keys.
+    configuration, keys. `choose` may have a say in which server it is.
     """
 
-    def __init__(self, ssh_folder: Path | None = None) -> None:
+    def __init__(
+        self, ssh_folder: Path | None = None, choose: Chooser = _as_it_says
+    ) -> None:
         self._ssh_folder = ssh_folder
+        self._choose = choose
         # Held by whoever connects or disconnects.
         self._connecting = threading.RLock()
         self._control: Control | None = None
@@ -94,8 +105,10 @@ class ServerConnection:
             if self.is_connected:
                 return False
             self.disconnect()
-            destination, options = self._how(wish, login, stream)
-            tunnel = rtunnel.connect(destination, **options)
+            with self._choose(wish.profile, stream) as profile:
+                chosen = replace(wish, profile=profile)
+                destination, options = self._how(chosen, login, stream)
+                tunnel = rtunnel.connect(destination, **options)
             self._control = Control(tunnel)
             self.user = login.user or wish.profile.user
             self.lists = ServerLists()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from x2go_session.errors import NotRegistered
-from x2go_session.registry.connection import ServerConnection
+from x2go_session.registry.connection import Chooser, ServerConnection
 from x2go_session.registry.master import Mastership
 from x2go_session.registry.session import RegisteredSession
 from x2go_session.registry.wish import Wish
@@ -32,11 +33,14 @@ class Registry:
         sessions_root: Path,
         *,
         ssh_folder: Path | None = None,
+        choose: Chooser | None = None,
         default_action: Callable[[], PrintAction] | None = None,
         watch: Callable[[RegisteredSession], object] | None = None,
     ) -> None:
         self._root = sessions_root
-        self._ssh_folder = ssh_folder
+        self._connection = partial(
+            ServerConnection, ssh_folder, *filter(None, [choose])
+        )
         self._default_action = default_action
         self._watch = watch
         # Protected by _lock.
@@ -52,9 +56,7 @@ class Registry:
             profile_id = wish.profile.id
             session = RegisteredSession(
                 wish,
-                self._connections.setdefault(
-                    profile_id, ServerConnection(self._ssh_folder)
-                ),
+                self._connections.setdefault(profile_id, self._connection()),
                 self._masters.setdefault(profile_id, Mastership()),
                 sessions_root=self._root,
                 default_action=self._default_action,
