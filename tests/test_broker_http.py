@@ -286,6 +286,49 @@ def test_guesses_are_answered_with_429_and_when_to_come_again(tmp_path: Path) ->
         assert broker.ask(user="alice", password="s3cret").status_code == 200
 
 
+def test_without_authentication_all_are_let_in_and_get_no_authid(
+    tmp_path: Path,
+) -> None:
+    open_to_all = '[authentication]\nmechanism = "none"\n'
+    with BrokerServer(write_settings(tmp_path, PROFILES, open_to_all)) as broker:
+        answer = broker.ask(task="listsessions", user="anybody")
+        assert answer.text.startswith("Access granted\nSTART_USER_SESSIONS\n")
+        assert "user=anybody\n" in answer.text
+        assert "next-authid" not in broker.ask_json(user="anybody")
+
+
+def test_a_proxy_says_who_a_client_is_only_if_it_is_trusted(settings: Path) -> None:
+    def address_in_log(*arguments: str) -> str:
+        with BrokerServer(settings, *arguments) as broker:
+            httpx.post(
+                f"{broker.url}/plain/",
+                data={"user": "bob", "password": "wrong"},
+                headers={"X-Forwarded-For": "192.0.2.9"},
+                trust_env=False,
+            )
+            found = re.search(r"refused: user='bob' address=(\S+)", broker.log())
+            assert found is not None
+            return found[1]
+
+    assert address_in_log() == "127.0.0.1"
+    assert address_in_log("--trust-proxies", "127.0.0.1") == "192.0.2.9"
+
+
+def test_nobody_is_let_in_while_the_state_cannot_be_reached(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    write_users(tmp_path)
+    path = write_settings(tmp_path, PROFILES, SETTINGS, postgres.database())
+    with BrokerServer(path) as broker:
+        postgres.stop()
+        try:
+            answer = broker.ask(user="bob", password="b0b")
+            assert (answer.status_code, "AUTHID" in answer.text) == (503, False)
+        finally:
+            postgres.start()
+        assert broker.ask(user="bob", password="b0b").status_code == 200
+
+
 def test_no_secret_is_in_the_log(tmp_path: Path) -> None:
     write_users(tmp_path)
     with BrokerServer(write_settings(tmp_path, PROFILES, SETTINGS)) as broker:

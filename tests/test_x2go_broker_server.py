@@ -29,6 +29,7 @@ from x2go_session.broker.server.balance import Load
 from x2go_session.broker.server.load import Servers
 from x2go_session.broker.server.profiles_file import Host
 from x2go_session.broker.server.settings import ServerSettings
+from x2go_session.cli import main
 from x2go_session.control import Control
 from x2go_session.options import SessionOptions
 from x2go_session.terminal import Terminal
@@ -355,7 +356,7 @@ def test_a_key_is_removed_by_another_broker_if_the_first_one_crashes(
 
 
 def test_a_key_that_nobody_removes_lets_nobody_in_when_its_time_is_over(
-    settings: Path, pool: Pool, tmp_path: Path
+    settings: Path, pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lifetime = f"key_lifetime_s = {KEY_LIFETIME_S}"
     assert lifetime in settings.read_text()
@@ -375,6 +376,10 @@ def test_a_key_that_nobody_removes_lets_nobody_in_when_its_time_is_over(
 
     wait_until(refused, PATIENCE_S)
     assert 'expiry-time="' in pool.one_shot_keys.read_text()
+    let_keys_be_due(settings)
+    assert main(["broker", "sweep", "--config", str(settings)]) == 0
+    assert capsys.readouterr().out == "removed: 1\n"
+    assert pool.one_shot_keys.read_text() == ""
 
 
 def test_a_key_that_the_client_offers_is_put_without_its_options(

@@ -27,7 +27,7 @@ from x2go_session.broker.server.profiles_file import Host
 from x2go_session.broker.server.settings import ServerSettings
 from x2go_session.commands import words
 from x2go_session.control import CommandResult, Control
-from x2go_session.errors import ControlError
+from x2go_session.errors import ControlError, X2GoError
 from x2go_session.replies import SessionInfo
 
 log = logging.getLogger("x2go_session.broker")
@@ -109,7 +109,7 @@ class Servers:
             )
         try:
             return self._server(host).check(self.as_root(command))
-        except (ControlError, RTunnelError, OSError) as error:
+        except (X2GoError, RTunnelError, OSError) as error:
             raise ServerError(f"{host}: {error}") from error
 
     def as_root(self, command: str) -> str:
@@ -192,7 +192,7 @@ class _Server:
         try:
             load = self.check(LOAD_COMMAND)
             listed = self.check(self._list)
-        except (ControlError, RTunnelError, OSError) as error:
+        except (X2GoError, RTunnelError, OSError) as error:
             log.info("server: server=%s error=%s", self._host, error)
             # It may have no x2goserver that can be asked, and yet be one to log in to.
             return Answer(None, ()) if isinstance(error, ControlError) else None

@@ -43,3 +43,6 @@ class Upkeep:
                     self._broker.state.tidy(time.time(), CHOICE_LASTS_S)
             except BrokerServerError as error:
                 log.error("upkeep: %s", error)
+            except Exception:
+                # Keys are to be removed whatever happens: the next turn tries again.
+                log.exception("upkeep")
