@@ -41,6 +41,12 @@ NOT_NEWEST := $(filter-out aio pump_% stream socks,$(NOT_LOWEST))
 # For every Python that is supported, and without a word of where it runs.
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
     --generate-hashes --no-annotate --no-header
+# What runs no C of ours, or next to none, need not run again under sanitizers in CI.
+NOT_SANITIZED := addresses auth bench cli cli_others config connect docs forwards \
+    gateway_command gateway_config gateway_groups gateway_keys gateway_switches \
+    hostkeys layers openssh_permissions package policy profile* run_command status* \
+    style supervisor* userauth window windows wire x2go_* broker_*
+SANITIZED := build/sanitize
 # The tests wait more than they work: two processes, a file on one of them.
 PARALLEL := -n 2 --dist loadgroup -p no:benchmark
 # That the benchmarks run, not what they measure.
@@ -65,8 +71,8 @@ test: ## set everything up, then check everything: what CI runs
 	$(STEP) "make test" $(MAKE) checks
 
 .PHONY: checks
-checks: system-test lint typecheck ctest pytest pytest-lowest pytest-newest fuzz \
-    bench-smoke
+checks: system-test lint typecheck ctest pytest pytest-lowest pytest-newest \
+    sanitize-short fuzz bench-smoke
 
 # -- single steps ----------------------------------------------------------------------
 
@@ -113,6 +119,17 @@ fuzz: $(VENV)/.dev | system-test ## what nobody has thought of: SECONDS=60 a fuz
 	$(STEP) "fuzzers, compiled" $(MAKE) -C tests/fuzz
 	$(STEP) "fuzzers, $(SECONDS) s each" $(BIN)/python -m tests.fuzz \
 	    --seconds $(SECONDS) $(ARGS)
+
+.PHONY: sanitize
+sanitize: sanitizer-env ## the tests under ASan, UBSan and LSan, live objects counted
+	$(STEP) "tests under sanitizers" sh -c 'cd $(SANITIZED)/tree && \
+	    ../venv/bin/python -m pytest -q $(PARALLEL) $(ARGS)'
+	$(STEP) "reports of the sanitizers" .ci/sanitizer-reports $(SANITIZED)/reports
+
+.PHONY: sanitize-short
+sanitize-short:
+	@$(MAKE) sanitize \
+	    ARGS="$(patsubst %,--ignore-glob='*/test_%.py',$(NOT_SANITIZED)) $(ARGS)"
 
 .PHONY: bench
 bench: $(VENV)/.dev | system-test ## compare with ssh -R and others, on this machine
@@ -175,6 +192,11 @@ $(NEWEST)/.dev: $(SOURCES) $(LOCK)
 	    '$(NEWEST_PYTHON) -m venv --clear $(NEWEST) && \
 	    $(NEWEST)/bin/python $(LOCKED) $(LOCK) && \
 	    $(NEWEST)/bin/python $(PIP_INSTALL) --editable . && touch $@'
+
+# A copy of the checkout, with modules of its own: those of the checkout stay.
+.PHONY: sanitizer-env
+sanitizer-env: $(VENV)/.dev | system-test
+	$(STEP) "a build with sanitizers" .ci/sanitizer-env $(VENV)
 
 # The same interpreter, so that the modules compiled for $(VENV) serve here too.
 $(LOWEST)/.dev: $(VENV)/.built $(LOCK) $(LOWEST_LOCK)

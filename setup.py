@@ -1,8 +1,9 @@
 """Build the two compiled modules; all metadata is in pyproject.toml.
 
 Switches (environment variables, `1` turns them on):
-    RTUNNEL_DEBUG       asserts, live-object counters and line tracing, no optimizing
-    RTUNNEL_SANITIZE    AddressSanitizer and UBSan (how to run it: CONTRIBUTING.md)
+    RTUNNEL_DEBUG       counters of live objects, faults on demand (tests/c)
+    RTUNNEL_SANITIZE    AddressSanitizer and UBSan (`make sanitize` makes both)
+    RTUNNEL_WERROR      warnings of the C compiler are errors
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from setuptools import Extension, setup
 PUMP = Path("src/pump")
 DEBUG = os.environ.get("RTUNNEL_DEBUG") == "1"
 SANITIZE = os.environ.get("RTUNNEL_SANITIZE") == "1"
+WERROR = os.environ.get("RTUNNEL_WERROR") == "1"
+FAULTS = Path("tests/c")
 
 cflags = ["-std=c11", "-D_GNU_SOURCE", "-fvisibility=hidden", "-Wall", "-Wextra"]
 # dlopen and threads are in libc itself since glibc 2.34; before, and elsewhere, not.
@@ -27,13 +30,24 @@ elif DEBUG:
     cflags += ["-O0", "-g"]
 else:
     cflags += ["-O3"]
+if WERROR:
+    cflags += ["-Werror"]
+debug_sources: list[str] = []
+if DEBUG:
+    debug_sources = [str(PUMP / "live.c"), str(FAULTS / "faults.c")]
+    # Every call that can fail goes through faults.c, which can let it fail.
+    ldflags += [f"-Wl,@{FAULTS / 'faults.wrap'}"]
 
 
 def extension(name: str, *c_sources: str) -> Extension:
     """Describe `rtunnel.<name>`: `<name>.pyx` and the C files that it calls."""
     return Extension(
         f"rtunnel.{name}",
-        [str(PUMP / f"{name}.pyx"), *(str(PUMP / source) for source in c_sources)],
+        [
+            str(PUMP / f"{name}.pyx"),
+            *(str(PUMP / source) for source in c_sources),
+            *debug_sources,
+        ],
         include_dirs=[str(PUMP)],
         depends=[str(header) for header in sorted(PUMP.glob("*.h"))],
         define_macros=[("RT_DEBUG", "1" if DEBUG else "0")],
@@ -77,7 +91,6 @@ setup(
             "freethreading_compatible": True,
             "auto_pickle": False,
             "embedsignature": True,
-            "linetrace": DEBUG,
         },
     ),
     # The two compile side by side.

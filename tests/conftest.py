@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rtunnel import Tunnel
+from tests.support.live import nothing_left
 from tests.support.postgres import (
     postgres as postgres,
 )
@@ -40,6 +41,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = ALONE if name.startswith(ALONE) else name
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: not item.path.name.startswith(ALONE))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left(
+    request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """Begin before every other fixture of a test, and look when all have ended."""
+    fixtures = request.node._fixtureinfo.name2fixturedefs.values()
+    shared = any(defined[-1].scope == "module" for defined in fixtures)
+    with nothing_left(shared):
+        yield
+        # pytest itself still holds what the fixtures gave, and what was logged with
+        # the exceptions and all that was on their way.
+        request.node.funcargs.clear()
+        caplog.get_records("setup").clear()
+        caplog.get_records("call").clear()
 
 
 @pytest.fixture(scope="session")

@@ -160,21 +160,8 @@ class Loop:
             self._wake_read.recv(WAKE_BYTES)
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                calls, self._calls = self._calls, deque()
-                closed = self._closed
-            for function in calls:
-                self._guarded(function)
-            if closed:
-                break
-            if not calls:
-                for key, _ in self._selector.select(self._until_due_s()):
-                    # One that an earlier function of this round has taken out again
-                    # may be closed, and its number be another's.
-                    if self._selector.get_map().get(key.fileobj) is key:
-                        self._guarded(key.data)
-            self._call_due()
+        while self._turn():
+            pass
         self._timers.clear()
         self._resting.clear()
         self._selector.close()
@@ -183,6 +170,28 @@ class Loop:
                 if end is not None:
                     end.close()
             self._wake_read = self._wake_write = None
+
+    def _turn(self) -> bool:
+        """Make the calls that are due; or wait. Returns False once closed.
+
+        A call of its own: what a variable of this round holds, a connection that has
+        ended, is not kept for the time of the next wait.
+        """
+        with self._lock:
+            calls, self._calls = self._calls, deque()
+            closed = self._closed
+        for function in calls:
+            self._guarded(function)
+        if closed:
+            return False
+        if not calls:
+            for key, _ in self._selector.select(self._until_due_s()):
+                # One that an earlier function of this round has taken out again
+                # may be closed, and its number be another's.
+                if self._selector.get_map().get(key.fileobj) is key:
+                    self._guarded(key.data)
+        self._call_due()
+        return True
 
     def _until_due_s(self) -> float | None:
         if not self._timers:

@@ -97,6 +97,13 @@ cdef extern from "engine.h" nogil:
     int rt_engine_channel_stats(rt_engine *e, uint32_t local_id, rt_channel_stats *out)
     void rt_engine_stats_now(rt_engine *e, rt_engine_stats *out)
 
+cdef extern from "live.h" nogil:
+    ctypedef enum rt_live_kind:
+        pass
+    int RT_DEBUG, RT_LIVE_KINDS
+    int rt_live_count(rt_live_kind kind)
+    const char *rt_live_name(rt_live_kind kind)
+
 TIMEOUT = RT_EV_TIMEOUT
 PACKET = RT_EV_PACKET
 ENDED = RT_EV_ENDED
@@ -138,6 +145,20 @@ def load_libcrypto(path=None):
     if result != 0:
         raise LibcryptoUnavailable(why.decode("utf-8", "replace"))
     return rt_gcm_library().decode(), rt_gcm_version().decode()
+
+
+def live():
+    """Return how many objects of this module live, by kind; None if nobody counts.
+
+    Only debug builds count (src/pump/live.h). All are 0 once everything is closed. Call
+    from any thread.
+    """
+    if not RT_DEBUG:
+        return None
+    return {
+        rt_live_name(<rt_live_kind>kind).decode(): rt_live_count(<rt_live_kind>kind)
+        for kind in range(RT_LIVE_KINDS)
+    }
 
 
 cdef int check(int result) except -1:

@@ -137,6 +137,14 @@ cdef extern from "reactor.h" nogil:
     void rt_reactor_close(rt_reactor *reactor)
 
 
+cdef extern from "live.h" nogil:
+    ctypedef enum rt_live_kind:
+        pass
+    int RT_DEBUG, RT_LIVE_KINDS
+    int rt_live_count(rt_live_kind kind)
+    const char *rt_live_name(rt_live_kind kind)
+
+
 cdef dict _POLLERS = {
     "auto": RT_EPOLL,
     "epoll": RT_EPOLL,
@@ -523,6 +531,20 @@ cdef _disown(object end):
     detach = getattr(end, "detach", None)
     if detach is not None:
         detach()
+
+
+def live():
+    """Return how many objects of this module live, by kind; None if nobody counts.
+
+    Only debug builds count (src/pump/live.h). All are 0 once everything is closed. Call
+    from any thread.
+    """
+    if not RT_DEBUG:
+        return None
+    return {
+        rt_live_name(<rt_live_kind>kind).decode(): rt_live_count(<rt_live_kind>kind)
+        for kind in range(RT_LIVE_KINDS)
+    }
 
 
 def relay(a, b, *, rate_bytes_s=None):

@@ -14,6 +14,8 @@
  */
 #include "channels.h"
 
+#include "live.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,6 +75,7 @@ void rt_channels_free(rt_channel_table *t)
         if (t->slots[i] != NULL) {
             rt_buffer_free(&t->slots[i]->pending);
             free(t->slots[i]);
+            rt_gone(RT_LIVE_CHANNEL);
         }
     free(t->slots);
     free(t->generations);
@@ -115,6 +118,7 @@ rt_channel *rt_channel_add(rt_channel_table *t)
     rt_channel *c = calloc(1, sizeof *c);
     if (c == NULL)
         return NULL;
+    rt_born(RT_LIVE_CHANNEL);
     uint32_t index = t->free_list[--t->free_count];
     uint32_t generation = t->generations[index];
     t->slots[index] = c;
@@ -135,6 +139,7 @@ void rt_channel_remove(rt_channel_table *t, rt_channel *c)
     t->live--;
     rt_buffer_free(&c->pending);
     free(c);
+    rt_gone(RT_LIVE_CHANNEL);
 }
 
 rt_channel *rt_channel_find(const rt_channel_table *t, uint32_t local_id)

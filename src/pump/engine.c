@@ -2,6 +2,7 @@
  * takes the lock; the loop is in loop.c. */
 #include "engine_impl.h"
 #include "limiter.h"
+#include "live.h"
 #include "schedule.h"
 #include "sizing.h"
 
@@ -62,6 +63,7 @@ static void close_socket(int fd, int reset)
                 break;
     }
     close(fd); /* also leaves the epoll set: nobody else has this description */
+    rt_gone(RT_LIVE_DESCRIPTOR);
 }
 
 void rt_report_end(rt_engine *e, rt_channel *c)
@@ -149,6 +151,7 @@ rt_engine *rt_engine_new(int fd)
     rt_engine *e = calloc(1, sizeof *e);
     if (e == NULL)
         return NULL;
+    rt_born(RT_LIVE_ENGINE);
     pthread_mutex_init(&e->lock, NULL);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
@@ -167,6 +170,7 @@ rt_engine *rt_engine_new(int fd)
     int failed = rt_packets_init(&e->packets, fd);
     e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     e->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    rt_live_add(RT_LIVE_DESCRIPTOR, (e->epoll_fd >= 0) + (e->wake_fd >= 0));
     if (failed || e->epoll_fd < 0 || e->wake_fd < 0 ||
         watch(e, fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, RT_DATA_SSH) != 0 ||
         watch(e, e->wake_fd, EPOLLIN, RT_DATA_WAKE) != 0) {
@@ -180,9 +184,11 @@ rt_engine *rt_engine_new(int fd)
 
 static void close_fd(int *fd)
 {
-    if (*fd >= 0)
-        close(*fd);
+    if (*fd < 0)
+        return;
+    close(*fd);
     *fd = -1;
+    rt_gone(RT_LIVE_DESCRIPTOR);
 }
 
 void rt_engine_finish(rt_engine *e)
@@ -211,6 +217,7 @@ void rt_engine_free(rt_engine *e)
     pthread_cond_destroy(&e->room);
     pthread_mutex_destroy(&e->lock);
     free(e);
+    rt_gone(RT_LIVE_ENGINE);
 }
 
 /* ---- keys ---- */
@@ -225,9 +232,11 @@ static void keys_changed(rt_engine *e, uint8_t which)
 int rt_engine_set_open_key(rt_engine *e, const uint8_t *key, size_t key_len,
                            const uint8_t iv[12])
 {
+    if (key_len != 16 && key_len != 32)
+        return RT_EINVAL;
     rt_gcm *gcm = rt_gcm_new(key, key_len, iv, 0);
     if (gcm == NULL)
-        return RT_EINVAL;
+        return RT_ENOMEM;
     lock_from_outside(e);
     rt_packets_set_open_key(&e->packets, gcm);
     e->peer_kex = 0;
@@ -239,9 +248,11 @@ int rt_engine_set_open_key(rt_engine *e, const uint8_t *key, size_t key_len,
 int rt_engine_set_seal_key(rt_engine *e, const uint8_t *key, size_t key_len,
                            const uint8_t iv[12])
 {
+    if (key_len != 16 && key_len != 32)
+        return RT_EINVAL;
     rt_gcm *gcm = rt_gcm_new(key, key_len, iv, 1);
     if (gcm == NULL)
-        return RT_EINVAL;
+        return RT_ENOMEM;
     lock_from_outside(e);
     rt_packets_set_seal_key(&e->packets, gcm);
     e->hold = 0;
@@ -396,6 +407,7 @@ static int attach(rt_engine *e, rt_channel *c, int fd, const rt_peer_side *peer)
     if (watch(e, fd, events, c->local_id) != 0)
         return errno == ENOMEM || errno == ENOSPC ? RT_ENOMEM : RT_EINVAL;
     c->fd = fd;
+    rt_born(RT_LIVE_DESCRIPTOR);
     c->writable = 1;
     c->remote_id = peer->remote_id;
     c->send_window = peer->window_bytes;

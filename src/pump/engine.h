@@ -90,7 +90,7 @@ rt_engine *rt_engine_new(int fd);
 void rt_engine_free(rt_engine *e);
 
 /* Keys for all packets from here on (RFC 4253, section 7.3). RT_EINVAL: the length is
- * not 16 or 32, or libcrypto refused. A seal key also ends the hold. Transport thread. */
+ * not 16 or 32. RT_ENOMEM: so it is, or libcrypto refused. A seal key also ends the hold. Transport thread. */
 int rt_engine_set_open_key(rt_engine *e, const uint8_t *key, size_t key_len,
                            const uint8_t iv[12]);
 int rt_engine_set_seal_key(rt_engine *e, const uint8_t *key, size_t key_len,

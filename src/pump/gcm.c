@@ -11,6 +11,7 @@
  */
 #include "gcm.h"
 
+#include "live.h"
 #include "wire.h"
 
 #include <dlfcn.h>
@@ -195,6 +196,7 @@ rt_gcm *rt_gcm_new(const uint8_t *key, size_t key_len,
     rt_gcm *gcm = calloc(1, sizeof *gcm);
     if (gcm == NULL)
         return NULL;
+    rt_born(RT_LIVE_KEY);
     const evp_cipher *cipher = key_len == 16 ? lib.aes_128_gcm() : lib.aes_256_gcm();
     gcm->ctx = lib.ctx_new();
     if (gcm->ctx == NULL || lib.init(gcm->ctx, cipher, NULL, NULL, NULL, sealing) != 1 ||
@@ -215,6 +217,7 @@ void rt_gcm_free(rt_gcm *gcm)
         lib.ctx_free(gcm->ctx); /* libcrypto zeroes the key schedule */
     lib.cleanse(gcm, sizeof *gcm);
     free(gcm);
+    rt_gone(RT_LIVE_KEY);
 }
 
 /* Set this packet's nonce, authenticate the length field, then step the counter. */

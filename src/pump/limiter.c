@@ -1,5 +1,6 @@
 #include "limiter.h"
 
+#include "live.h"
 #include "schedule.h"
 
 #include <stdlib.h>
@@ -21,6 +22,7 @@ int rt_limit_join(rt_engine *e, rt_channel *c, const rt_rate_of *of)
         limit = calloc(1, sizeof *limit);
         if (limit == NULL)
             return RT_ENOMEM;
+        rt_born(RT_LIVE_LIMIT);
         limit->of = *of;
         rt_share_init(&limit->in, of->bytes_per_s, now_ns(e));
         rt_share_init(&limit->out, of->bytes_per_s, now_ns(e));
@@ -47,6 +49,7 @@ void rt_limit_part(rt_engine *e, rt_channel *c)
         place = &(*place)->next;
     *place = limit->next;
     free(limit);
+    rt_gone(RT_LIVE_LIMIT);
 }
 
 void rt_limit_leave(rt_channel *c)
@@ -61,6 +64,7 @@ void rt_limits_free(rt_engine *e)
         rt_limit *limit = e->limits;
         e->limits = limit->next;
         free(limit);
+        rt_gone(RT_LIVE_LIMIT);
     }
 }
 

@@ -1,5 +1,6 @@
 #include "poller.h"
 
+#include "live.h"
 #include "relay.h"
 
 #include <errno.h>
@@ -13,14 +14,22 @@ int rt_poller_init(rt_poller *poller, rt_poller_kind kind)
 {
     memset(poller, 0, sizeof *poller);
     poller->kind = kind;
-    poller->epoll_fd = kind == RT_EPOLL ? epoll_create1(EPOLL_CLOEXEC) : -1;
-    return kind == RT_EPOLL && poller->epoll_fd < 0 ? -errno : 0;
+    poller->epoll_fd = -1;
+    if (kind != RT_EPOLL)
+        return 0;
+    poller->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (poller->epoll_fd < 0)
+        return -errno;
+    rt_born(RT_LIVE_DESCRIPTOR);
+    return 0;
 }
 
 void rt_poller_free(rt_poller *poller)
 {
-    if (poller->epoll_fd >= 0)
+    if (poller->epoll_fd >= 0) {
         close(poller->epoll_fd);
+        rt_gone(RT_LIVE_DESCRIPTOR);
+    }
     free(poller->watched);
     free(poller->keys);
     poller->epoll_fd = -1;

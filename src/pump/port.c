@@ -1,5 +1,7 @@
 #include "port.h"
 
+#include "live.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +12,7 @@ rt_rate *rt_rate_new(uint64_t bytes_per_s, uint64_t now_ns)
     rt_rate *rate = calloc(1, sizeof *rate);
     if (rate == NULL)
         return NULL;
+    rt_born(RT_LIVE_RATE);
     atomic_init(&rate->references, 1);
     rt_share_init(&rate->in, bytes_per_s, now_ns);
     rt_share_init(&rate->out, bytes_per_s, now_ns);
@@ -18,8 +21,10 @@ rt_rate *rt_rate_new(uint64_t bytes_per_s, uint64_t now_ns)
 
 void rt_rate_release(rt_rate *rate)
 {
-    if (atomic_fetch_sub_explicit(&rate->references, 1, memory_order_acq_rel) == 1)
-        free(rate);
+    if (atomic_fetch_sub_explicit(&rate->references, 1, memory_order_acq_rel) != 1)
+        return;
+    free(rate);
+    rt_gone(RT_LIVE_RATE);
 }
 
 rt_port *rt_port_new(int fd, rt_rate *rate, void *owner)
@@ -31,6 +36,8 @@ rt_port *rt_port_new(int fd, rt_rate *rate, void *owner)
         free(port);
         return NULL;
     }
+    rt_born(RT_LIVE_PORT);
+    rt_born(RT_LIVE_DESCRIPTOR);
     port->entry.kind = RT_PORT;
     port->entry.owner = owner;
     port->entry.ends[0] = (rt_end){fd, fd, true, true, true};
@@ -322,5 +329,7 @@ void rt_port_free(rt_port *port)
     pthread_mutex_destroy(&port->lock);
     if (port->rate != NULL)
         rt_rate_release(port->rate);
+    rt_entry_hand_back(&port->entry);
     free(port);
+    rt_gone(RT_LIVE_PORT);
 }

@@ -122,7 +122,8 @@ void rt_port_end(rt_port *port, const rt_io *io);
 /* As rt_entry_blocked_on for its socket. [any thread] */
 unsigned rt_port_blocked_on(rt_port *port);
 
-/* Free a port whose socket is closed. */
+/* Free a port whose socket is closed, or that no reactor took up: then it is the
+ * caller's. */
 void rt_port_free(rt_port *port);
 
 #endif

@@ -1,5 +1,7 @@
 #include "reactor.h"
 
+#include "live.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -47,23 +49,38 @@ struct rt_reactor {
     uint64_t tick_ns; /* the earliest deadline of one of both; 0: none */
 };
 
+static void close_wake_fd(rt_reactor *reactor)
+{
+    if (reactor->wake_fd < 0)
+        return;
+    close(reactor->wake_fd);
+    reactor->wake_fd = -1;
+    rt_gone(RT_LIVE_DESCRIPTOR);
+}
+
 rt_reactor *rt_reactor_new(rt_poller_kind kind)
 {
     rt_reactor *reactor = calloc(1, sizeof *reactor);
     if (reactor == NULL)
         return NULL;
     reactor->free_slot = RT_NO_SLOT;
+    rt_born(RT_LIVE_REACTOR);
+    /* First: it has to be there for rt_poller_free, whatever else fails. */
+    int error = rt_poller_init(&reactor->poller, kind);
     reactor->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    int error = reactor->wake_fd < 0 ? -errno : rt_poller_init(&reactor->poller, kind);
+    if (reactor->wake_fd >= 0)
+        rt_born(RT_LIVE_DESCRIPTOR);
+    else if (error == 0)
+        error = -errno;
     if (error == 0)
         error = rt_poller_add(&reactor->poller, reactor->wake_fd, RT_WAKE_KEY);
     if (error == 0)
         error = -pthread_mutex_init(&reactor->lock, NULL);
     if (error != 0) {
-        if (reactor->wake_fd >= 0)
-            close(reactor->wake_fd);
+        close_wake_fd(reactor);
         rt_poller_free(&reactor->poller);
         free(reactor);
+        rt_gone(RT_LIVE_REACTOR);
         errno = -error;
         return NULL;
     }
@@ -484,9 +501,7 @@ static void release(rt_reactor *reactor)
     rt_io_free(&reactor->io);
     rt_poller_free(&reactor->poller);
     pthread_mutex_lock(&reactor->lock);
-    if (reactor->wake_fd >= 0)
-        close(reactor->wake_fd);
-    reactor->wake_fd = -1;
+    close_wake_fd(reactor);
     reactor->released = true;
     pthread_mutex_unlock(&reactor->lock);
 }
@@ -578,4 +593,5 @@ void rt_reactor_free(rt_reactor *reactor)
     free(reactor->throttled);
     free(reactor->slots);
     free(reactor);
+    rt_gone(RT_LIVE_REACTOR);
 }

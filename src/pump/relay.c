@@ -1,5 +1,7 @@
 #include "relay.h"
 
+#include "live.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -32,6 +34,7 @@ void rt_io_free(rt_io *io)
         const rt_pipe *spare = &io->spare[--io->spares];
         close(spare->read_fd);
         close(spare->write_fd);
+        rt_live_add(RT_LIVE_DESCRIPTOR, -2);
     }
     free(io->scratch);
     io->scratch = NULL;
@@ -86,6 +89,7 @@ static bool io_take_pipe(rt_io *io, rt_pipe *pipe_out)
     int fds[2];
     if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0)
         return false;
+    rt_live_add(RT_LIVE_DESCRIPTOR, 2);
     /* Refused over the user's pipe-user-pages-soft: the default size works as well. */
     (void)fcntl(fds[1], F_SETPIPE_SZ, (int)RT_PIPE_BYTES);
     *pipe_out = (rt_pipe){fds[0], fds[1]};
@@ -102,6 +106,7 @@ static void io_return_pipe(rt_io *io, rt_pipe *pipe_in, bool empty)
     } else {
         close(pipe_in->read_fd);
         close(pipe_in->write_fd);
+        rt_live_add(RT_LIVE_DESCRIPTOR, -2);
     }
     *pipe_in = (rt_pipe){-1, -1};
 }
@@ -129,12 +134,18 @@ int rt_end_prepare(const rt_end *end)
     return error;
 }
 
+int rt_end_descriptors(const rt_end *end)
+{
+    return (end->read_fd >= 0) + (end->write_fd >= 0 && end->write_fd != end->read_fd);
+}
+
 void rt_end_close(rt_end *end, bool reset)
 {
     if (reset && end->is_socket && end->read_fd >= 0) {
         const struct linger now = {.l_onoff = 1, .l_linger = 0};
         (void)setsockopt(end->read_fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
     }
+    rt_live_add(RT_LIVE_DESCRIPTOR, -rt_end_descriptors(end));
     if (end->read_fd >= 0)
         close(end->read_fd);
     if (end->write_fd >= 0 && end->write_fd != end->read_fd)
@@ -195,6 +206,8 @@ rt_pair *rt_pair_new(rt_end a, rt_end b, uint64_t rate, uint64_t now_ns, void *o
     rt_pair *pair = calloc(1, sizeof *pair);
     if (pair == NULL)
         return NULL;
+    rt_born(RT_LIVE_PAIR);
+    rt_live_add(RT_LIVE_DESCRIPTOR, rt_end_descriptors(&a) + rt_end_descriptors(&b));
     pair->entry.kind = RT_PAIR;
     pair->entry.owner = owner;
     pair->entry.ends[0] = a;
@@ -359,6 +372,7 @@ static int flow_pass_end_on(rt_flow *flow, rt_io *io)
             (void)epoll_ctl(io->epoll_fd, EPOLL_CTL_DEL, sink->write_fd, NULL);
         close(sink->write_fd);
         sink->write_fd = -1;
+        rt_gone(RT_LIVE_DESCRIPTOR);
     }
     return flow_set(flow, RT_FLOW_DONE);
 }
@@ -484,7 +498,17 @@ unsigned rt_entry_blocked_on(const rt_entry *entry, unsigned which)
     return bits;
 }
 
+void rt_entry_hand_back(const rt_entry *entry)
+{
+    if (entry->reactor != NULL) /* it was taken up, and has to be closed by now */
+        return;
+    rt_live_add(RT_LIVE_DESCRIPTOR, -rt_end_descriptors(&entry->ends[0]));
+    rt_live_add(RT_LIVE_DESCRIPTOR, -rt_end_descriptors(&entry->ends[1]));
+}
+
 void rt_pair_free(rt_pair *pair)
 {
+    rt_entry_hand_back(&pair->entry);
     free(pair);
+    rt_gone(RT_LIVE_PAIR);
 }

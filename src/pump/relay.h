@@ -132,11 +132,18 @@ int rt_end_prepare(const rt_end *end);
  * unread, otherwise the end of the stream.) */
 void rt_end_close(rt_end *end, bool reset);
 
+/* How many descriptors it has: 0, 1 or 2. */
+int rt_end_descriptors(const rt_end *end);
+
 /* Turn events of ends[index] into hints. Returns the socket's pending error, or 0. */
 int rt_entry_note(rt_entry *entry, unsigned index, unsigned events);
 
 /* Take the descriptors out of epoll and close them; with entry.error, reset. */
 void rt_entry_close(rt_entry *entry, const rt_io *io);
+
+/* Before an entry is freed: descriptors of one that no reactor took up are the caller's
+ * again. */
+void rt_entry_hand_back(const rt_entry *entry);
 
 /* What event number `which` is waited for: RT_EVENT_IN, RT_EVENT_OUT, both or 0. For
  * pollers without edges. */
@@ -178,7 +185,8 @@ int rt_pair_step(rt_pair *pair, unsigned events, rt_io *io, uint64_t now_ns);
 /* Drop what is buffered and close both ends; as rt_entry_close. */
 void rt_pair_close(rt_pair *pair, rt_io *io);
 
-/* Free a pair whose ends are closed. */
+/* Free a pair whose ends are closed, or that no reactor took up: then they are the
+ * caller's. */
 void rt_pair_free(rt_pair *pair);
 
 #endif

@@ -2,6 +2,8 @@
 #ifndef RT_CHECK_H
 #define RT_CHECK_H
 
+#include "live.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,10 +26,22 @@
         }                                                                                 \
     } while (0)
 
+/* Nothing lives, whatever it was: no object, no descriptor, no memory. */
+#define CHECK_NOTHING_LIVES()                                                             \
+    do {                                                                                  \
+        for (rt_live_kind kind_ = 0; kind_ < RT_LIVE_KINDS; kind_++)                      \
+            if (rt_live_count(kind_) != 0) {                                              \
+                fprintf(stderr, "%s:%d: %d of kind %s live\n", __FILE__, __LINE__,        \
+                        rt_live_count(kind_), rt_live_name(kind_));                       \
+                exit(1);                                                                  \
+            }                                                                             \
+    } while (0)
+
 /* Name a test as a sentence of behaviour, then run it. */
 #define RUN(test)                                                                         \
     do {                                                                                  \
         test();                                                                           \
+        CHECK_NOTHING_LIVES();                                                            \
         printf("ok %s\n", #test);                                                         \
         fflush(stdout); /* whoever hangs is the one after it */                           \
     } while (0)

@@ -9,6 +9,7 @@
 
 #include "engine.h"
 #include "packets.h"
+#include "sockets.h"
 
 #define PEER_WINDOW_BYTES (2u * 1024 * 1024)
 #define PEER_PACKET_BYTES 32768u
@@ -95,8 +96,6 @@ uint32_t peer_channel_with(peer *p, int *app, uint32_t window, uint32_t max_pack
 uint32_t peer_tcp_channel(peer *p, int *app);
 
 void set_test_key(rt_engine *e, rt_packets *wire, uint8_t out, uint8_t in);
-void stream_pair(int fds[2]);
-void tcp_pair(int fds[2]);
 /* Have close(2) reset the connection. */
 void reset_on_close(int fd);
 /* Nothing can be read now, and the stream has not ended. */

@@ -1,0 +1,8 @@
+/* Connected pairs of stream sockets, in blocking mode (peer.c). */
+#ifndef RT_SOCKETS_H
+#define RT_SOCKETS_H
+
+void stream_pair(int fds[2]);
+void tcp_pair(int fds[2]);
+
+#endif
