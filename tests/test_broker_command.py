@@ -14,6 +14,7 @@ from rtunnel import KeyPair
 from tests.support.command import ROOT
 from tests.support.ports import free_port
 from tests.support.scripted_broker import ScriptedBroker, answer
+from tests.support.sshd import Sshd
 from x2go_session.cli.exit_status import ExitStatus
 
 TIMEOUT_S = 60.0
@@ -143,3 +144,18 @@ def test_a_password_is_changed(tmp_path: Path) -> None:
         missing = broker(*given, "--new-password-file", str(tmp_path / "missing"))
         assert missing.returncode == ExitStatus.CONFIGURATION
     assert len(peer.asked) == 1
+
+
+def test_a_broker_behind_ssh_is_asked_with_the_flags_of_ssh(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    program = tmp_path / "broker"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{LISTED}END\n")
+    program.chmod(0o755)
+    given = ("--broker-url", f"ssh://{sshd.user}@127.0.0.1:{sshd.port}{program}")
+    login = ("-F", "none", "-i", str(sshd.user_key))
+    known = ("-o", f"UserKnownHostsFile={sshd.known_hosts}")
+    done = broker("list", *given, *login, *known)
+    assert done.stdout.startswith("office  'Office'"), done.stderr
+    unknown = broker("list", *given, *login, "-o", "UserKnownHostsFile=none")
+    assert unknown.returncode == ExitStatus.HOST_KEY

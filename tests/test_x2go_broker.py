@@ -295,6 +295,21 @@ def test_an_authid_of_the_operator_is_needed_where_the_broker_says_so(
         broker.stop()
 
 
+def test_an_authid_that_stays_the_same_is_used_again(x2go_server: X2goServer) -> None:
+    broker = X2goBroker(x2go_server, "use-static-cookie=true")
+    broker.start()
+    try:
+        for form in FORMS:
+            with open_broker(broker.url(form), password=PASSWORD) as client:
+                client.connect()
+                others = broker.cookies()
+                for _ in range(2):
+                    assert "office" in client.list_profiles()
+                assert broker.cookies() == others
+    finally:
+        broker.stop()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_broker_that_asks_for_no_password_gets_none(
     form: str, x2go_server: X2goServer
