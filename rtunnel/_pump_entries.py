@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rtunnel._pump_py import Reactor
 
 # One read, as large as socat's and OpenSSH's buffers get.
+# Pieces that wait are put together up to this size.
+COALESCE_BYTES: Final = 1024
 READ_CHUNK_BYTES: Final = 64 * 1024
 # What one end may move before the others get their turn.
 STEP_BYTES: Final = 1024 * 1024
@@ -174,6 +176,11 @@ class Port(Entry):
             if self._buffered + len(data) > PORT_BUFFER_MAX_BYTES:
                 raise buffer_full(self._buffered)
             direct = not self._queue
+            if not direct and len(self._queue[-1]) + len(data) <= COALESCE_BYTES:
+                # A piece in memory takes more than its bytes, if they are few.
+                self._queue[-1] = memoryview(bytes(self._queue[-1]) + bytes(data))
+                self._buffered += len(data)
+                return
             # The caller may change what is not bytes before it is written.
             view = memoryview(data)
             self._queue.append(view if view.readonly else memoryview(bytes(view)))

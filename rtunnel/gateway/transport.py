@@ -81,7 +81,7 @@ class ServerTransport(Transport):
     def _send_kex_init(self) -> None:
         eager = self.remote_version.startswith(_EAGER)
         if self._saw_kexinit or not eager:
-            super()._send_kex_init()  # type: ignore[misc]
+            super()._send_kex_init()
 
     def _on_kexinit(self, message: Message) -> None:
         """Look at the client's ciphers; answer with ours, if they are still to be sent.

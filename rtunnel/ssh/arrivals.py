@@ -91,6 +91,7 @@ class ChannelOpen:
             if self._decided:
                 raise RuntimeError("this channel open was accepted or rejected before")
             self._decided = True
+        self._connection.note_decided()
 
 
 OnOpen = Callable[[ChannelOpen], None]

@@ -64,6 +64,9 @@ REQUEST_TIMEOUT_S: Final = 30.0
 # Opens that wait for the reply to a request for port 0; as many as sshd itself lets
 # wait for an accept (its listen backlog, SSH_LISTEN_BACKLOG).
 PARKED_OPENS: Final = 128
+# Opens that nobody has decided: each has a target that is being dialled. As many as
+# requests of a client may wait in the gateway.
+UNDECIDED_OPENS_MAX: Final = 4096
 # DEBUG messages kept to explain a refusal.
 PEER_SAID_MESSAGES: Final = 8
 
@@ -92,6 +95,7 @@ class Connection:
         self._table = ForwardTable()
         self._on_open: dict[Forward, OnOpen] = {}
         self._parked: list[Arrival] = []
+        self._undecided = 0
         # Only on the transport's thread.
         self._peer_said: deque[str] = deque(maxlen=PEER_SAID_MESSAGES)
         self._install()
@@ -401,7 +405,11 @@ class Connection:
                 self._parked.append(arrival)
                 return
             if isinstance(found, Forward):
-                on_open = self._on_open[found]
+                if self._undecided < UNDECIDED_OPENS_MAX:
+                    self._undecided += 1
+                    on_open = self._on_open[found]
+                else:
+                    found = Verdict.PARK
         if on_open is not None and isinstance(found, Forward):
             on_open(
                 ChannelOpen(self, arrival.kind, found, arrival.origin, arrival.peer)
@@ -420,6 +428,11 @@ class Connection:
             original(seams.rewind(arrival.message))
         else:
             self._reject_unrequested(arrival)
+
+    def note_decided(self) -> None:
+        """Note that an open was accepted or rejected. Only for `ChannelOpen`."""
+        with self._lock:
+            self._undecided -= 1
 
     def _reject_unrequested(self, arrival: Arrival) -> None:
         log.warning(

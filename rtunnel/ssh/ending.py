@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+import paramiko
 from paramiko.message import Message
 
 from rtunnel.errors import ConnectionLost, DisconnectCode, ProtocolError
@@ -16,6 +17,8 @@ from rtunnel.wire import Reader
 
 log = logging.getLogger("rtunnel.ssh.connection")
 
+# Of the text of a DISCONNECT: more than any server's reason has.
+SAID_MAX_CHARACTERS: Final = 500
 # sshd does not count listening ports as use of the connection (sshd_config(5)), and
 # ends an unused one without a word.
 _UNUSED: Final = (
@@ -65,7 +68,7 @@ class Ending:
         """
         with contextlib.suppress(ProtocolError):
             fields = Reader(seams.payload(message))
-            number, text = fields.u32(), fields.text()
+            number, text = fields.u32(), _line(fields.text())
             known = number in DisconnectCode.__members__.values()
             code = DisconnectCode(number) if known else DisconnectCode.CONNECTION_LOST
             self._said = ConnectionLost(
@@ -109,4 +112,13 @@ class Ending:
         if error is None or isinstance(error, EOFError):
             hint = _UNUSED if unused else ""
             return ConnectionLost(f"the server closed the connection{hint}")
-        return ConnectionLost(f"the connection failed: {error}")
+        code = DisconnectCode.CONNECTION_LOST
+        if isinstance(error, paramiko.SSHException):
+            code = DisconnectCode.PROTOCOL_ERROR  # what paramiko raises for the peer
+        return ConnectionLost(f"the connection failed: {error}", code)
+
+
+def _line(text: str) -> str:
+    """Make one line for a log of what the peer says."""
+    text = text[:SAID_MAX_CHARACTERS]
+    return "".join(c if c.isprintable() else " " for c in text).strip()

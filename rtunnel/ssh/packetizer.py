@@ -42,6 +42,7 @@ from rtunnel.ssh.keepalive import Keepalive, Verdict
 
 MSG_DISCONNECT: Final = 1
 MSG_KEXINIT: Final = 20
+MSG_NEWKEYS: Final = 21
 REPLIES: Final = (99, 100)  # CHANNEL_SUCCESS, CHANNEL_FAILURE
 MSG_CHANNEL_REQUEST: Final = 98
 FIRST_HELD_MESSAGE: Final = 50  # user authentication and connection protocol
@@ -118,7 +119,7 @@ class EnginePacketizer(Packetizer):
         self.kex_timeout_s = KEX_TIMEOUT_S
         self._kex_since_s: float | None = None  # our KEXINIT left, keys are not new
         self._fault: PeerFault | None = None  # found while sending
-        # Whether the connection has ended for the peer: DISCONNECT was sent.
+        # Whether nothing can be said any more: DISCONNECT was sent, as a rule.
         self._said_disconnect = False
         # What to say in a DISCONNECT when the transport's thread gives up.
         self.last_words: Callable[[], ProtocolError | None] = lambda: None
@@ -177,6 +178,7 @@ class EnginePacketizer(Packetizer):
             else:
                 super().set_outbound_cipher(*arguments, **named)
             self._keys_changed(2)
+            self._said_disconnect = False
             self._holding = False
             while self._held:
                 self._send(self._held.popleft())
@@ -258,7 +260,9 @@ class EnginePacketizer(Packetizer):
                 self._kex_since_s = time.monotonic()
                 if self._engine is not None:
                     self._engine.hold()
-            elif kind == MSG_DISCONNECT:
+                    self._engine.wake()  # it waits longer than this may take
+            elif kind in (MSG_DISCONNECT, MSG_NEWKEYS):
+                # Behind NEWKEYS the peer understands nothing before our key is set.
                 self._said_disconnect = True
             elif self._holding and kind >= FIRST_HELD_MESSAGE:
                 if len(self._held) >= HELD_MESSAGES_MAX:

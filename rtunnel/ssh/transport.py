@@ -64,6 +64,7 @@ class Transport(paramiko.Transport):
     remote_cipher: str
     remote_compression: str
     kex_engine: Any
+    local_kex_init: bytes | None
     # What visitors of a SOCKS listener may reach, unless the listener says it.
     permit_remote_open: tuple[str, ...] | None = None
 
@@ -78,6 +79,8 @@ class Transport(paramiko.Transport):
     ) -> None:
         kwargs.setdefault("packetizer_class", EnginePacketizer)
         super().__init__(sock, *args, **kwargs)
+        # One KEXINIT in an exchange, also when two threads want one at the same time.
+        self._kexinit_lock = threading.Lock()
         self.backend_wish = backend or os.environ.get("RTUNNEL_BACKEND") or "auto"
         if rekey_bytes is not None:
             self.packetizer.rekey_bytes = rekey_bytes
@@ -135,6 +138,11 @@ class Transport(paramiko.Transport):
         if self.kex_engine is None:
             raise PeerFault("the peer sent NEWKEYS, and no keys were exchanged")
         super()._parse_newkeys(message)  # type: ignore[misc]
+
+    def _send_kex_init(self) -> None:
+        with self._kexinit_lock:
+            if self.local_kex_init is None:
+                super()._send_kex_init()  # type: ignore[misc]
 
     def _last_words(self) -> ProtocolError | None:
         """Say what the peer is disconnected for, when this thread gives up."""

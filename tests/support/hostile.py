@@ -155,6 +155,25 @@ class HostileServer(ScriptedPeer):
         """Send any message now, key exchange or not."""
         self.transport.say(kind, payload)
 
+    def ignore_kexinit(self) -> None:
+        """Answer no key exchange from here on."""
+        table = seams.handler_table(self.transport)
+        for kind in (KEXINIT, *range(30, 42)):
+            table[kind] = lambda message: None
+        self.transport._expect_packet = lambda *kinds: None
+
+    def hold_rekey(self) -> None:
+        """Have the client begin a key exchange, and let it never end."""
+        self.ignore_kexinit()
+        threading.Thread(
+            target=self._renegotiate, name="renegotiate", daemon=True
+        ).start()
+        wait_until(lambda: self.victim.packetizer._holding)
+
+    def _renegotiate(self) -> None:
+        with contextlib.suppress(paramiko.SSHException, EOFError):
+            self.client.renegotiate_keys()
+
     def open_session(
         self, window: int = 2**21, max_packet: int = 2**15
     ) -> tuple[int, paramiko.Channel]:
@@ -177,6 +196,47 @@ class HostileServer(ScriptedPeer):
         got, why = self.disconnect
         assert (got, text in why) == (code, True), self.disconnect
         assert "\n" not in why
+
+
+class HostileClient:
+    """A client of a gateway, with its keys exchanged; it has not logged in."""
+
+    def __init__(self, port: int) -> None:
+        self.transport = HostileTransport(("127.0.0.1", port))
+        self.answers: list[int] = []
+        self.transport.get_security_options().ciphers = GCM  # what the engine needs
+        self.transport.start_client(timeout=TIMEOUT_S)
+        table = seams.handler_table(self.transport)
+        for kind in (3, 6, 51, 52, 60, 81, 82, 91, 92):
+            table[kind] = self._recorder(kind)
+
+    def _recorder(self, kind: int) -> seams.Handler:
+        return lambda message: self.answers.append(kind)
+
+    def say(self, kind: int, payload: bytes = b"") -> None:
+        """Send any message now; the gateway may have hung up."""
+        with contextlib.suppress(EOFError):
+            self.transport.say(kind, payload)
+
+    def begin_userauth(self) -> None:
+        """Ask for the service, as everybody does first (RFC 4253, section 10)."""
+        self.say(5, string("ssh-userauth"))
+
+    def wait_refused(self) -> None:
+        """Wait until all was refused, or the gateway has hung up."""
+        refused = {seams.MSG_REQUEST_FAILURE, 92}
+        wait_until(
+            lambda: not self.transport.is_active() or refused & set(self.answers)
+        )
+        granted = {seams.MSG_REQUEST_SUCCESS, 91}
+        assert not granted & set(self.answers)
+
+    def __enter__(self) -> HostileClient:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.transport.close()
+        self.transport.join(TIMEOUT_S)
 
 
 class Served:
@@ -247,6 +307,19 @@ class Served:
             kind, payload = self.peer.messages.get()
             said.append((kind, Reader(payload)))
         return said
+
+    def said_until(self, last: int, number: int) -> list[tuple[int, Reader]]:
+        """Return what is said up to a message of this type for the peer's channel.
+
+        The readers are behind the number of the channel.
+        """
+        said = []
+        while True:
+            kind, payload = self.peer.messages.get(timeout=TIMEOUT_S)
+            fields = Reader(payload)
+            said.append((kind, fields))
+            if fields.u32() == number and kind == last:
+                return said
 
     def channels(self) -> int:
         """Return how many channels the backend has."""
