@@ -32,10 +32,11 @@ export PYTHON
 
 SOURCES := setup.py pyproject.toml $(wildcard src/pump/*)
 # What does not touch paramiko's own API need not run again on the oldest one.
-NOT_LOWEST := addresses aio bench broker_* cli cli_others cli_visitors config fairness forwards \
-    gateway_command gateway_config halfclose handlers hostkeys interop_* layers openssh_* \
-    package policy profile* proxy_protocol pump_* run_command scale socks status* stream style \
-    supervisor* tunnel_rules tunnel_services window windows wire x2go_*
+NOT_LOWEST := addresses aio bench broker_* cli cli_others cli_visitors config fairness \
+    faults_process forwards gateway_command gateway_config halfclose handlers hostkeys \
+    interop_* layers openssh_* package policy profile* promises proxy_protocol pump_* \
+    run_command scale security_* socks status* stream style supervisor* tunnel_rules \
+    tunnel_services window windows wire x2go_*
 # A new Python changes what is compiled, too.
 NOT_NEWEST := $(filter-out aio pump_% stream socks,$(NOT_LOWEST))
 # For every Python that is supported, and without a word of where it runs.
