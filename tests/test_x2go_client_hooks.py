@@ -10,9 +10,11 @@ import pytest
 
 import x2go_session as x2go
 from tests.support.x2go import PATIENCE_S, Display, X2goServer, wait_until
+from tests.support.x2go_client import print_document
 from tests.support.x2go_programs import HOOKS, PROFILE, Lab, ToldClient, in_lab
 from x2go_session import events
 from x2go_session.events import Event, Question
+from x2go_session.services.print_actions import PdfSave
 
 pytestmark = pytest.mark.timeout(300)
 NAME = "somebody-50-1795190498_stRTERMINAL_dp24"
@@ -255,6 +257,36 @@ def test_a_hook_may_block_and_the_session_goes_on(
         assert client.terminate_session(uuid)
         go_on.set()
         client.wait_hook("HOOK_on_session_has_terminated")
+
+
+def test_dialogs_of_printing_and_mime_box_are_hooks(lab: Lab) -> None:
+    saved = lab.folder / "saved"
+    with lab.client() as client:
+        uuid = client.register_session(
+            profile_name=PROFILE,
+            printing=True,
+            print_action="DIALOG",
+            allow_mimebox=True,
+            mimebox_action="SAVEAS",
+        )
+        client.answers |= {
+            "HOOK_open_print_dialog": PdfSave(str(lab.folder)),
+            "HOOK_open_mimebox_saveas_dialog": str(saved),
+        }
+        client.connect_session(uuid)
+        assert client.start_session(uuid)
+        name = client.get_session_name(uuid)
+        assert name is not None
+        print_document(lab.server, name, "letter")
+        client.wait_hook("HOOK_open_print_dialog")
+        wait_until((lab.folder / "letter.pdf").exists, PATIENCE_S)
+        box = f".x2go/C-{name}/mimebox"
+        lab.server.as_user("sh", "-c", f"echo from there >{box}/note.txt")
+        asked = client.wait_hook("HOOK_open_mimebox_saveas_dialog")
+        assert asked["filename"].endswith("note.txt")
+        wait_until(saved.exists, PATIENCE_S)
+        wait_until(lambda: saved.read_text() == "from there\n", PATIENCE_S)
+        assert client.terminate_session(uuid)
 
 
 def test_no_thread_of_a_client_is_left(lab: Lab) -> None:

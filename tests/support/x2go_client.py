@@ -84,7 +84,7 @@ class Client:
 
     def print(self, title: str, pdf: bytes = PDF) -> None:
         """Do what the printer of the X2Go server does with what was printed."""
-        print_in(self.server, self.terminal.session.name, title, pdf)
+        print_document(self.server, self.terminal.session.name, title, pdf)
 
     def close(self) -> None:
         """End the session, in whatever way that is possible."""
@@ -96,3 +96,14 @@ class Client:
     def hears_the_session(self) -> bool:
         """Return whether PulseAudio here answers a program of the session."""
         return "Server Name: pulseaudio" in self.run("pactl", "info")
+
+
+def print_document(
+    server: X2goServer, session: str, title: str, pdf: bytes = PDF
+) -> None:
+    """Do what the printer of the X2Go server does with what a session printed."""
+    spool = Path(pwd.getpwnam("x2goprint").pw_dir)
+    name = uuid.uuid4().hex
+    (spool / f"{name}.pdf").write_bytes(pdf)
+    (spool / f"{name}.title").write_text(title)
+    run("x2goprint", server.user, session, f"{name}.pdf", f"{name}.title")

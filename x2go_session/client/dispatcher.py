@@ -71,7 +71,7 @@ class Dispatcher:
         session.events.subscribe(lambda event: self._take(session, event))
 
     def close(self) -> None:
-        """Call none any more, after those that wait. Blocks, but not in a HOOK."""
+        """Call none any more, after those that wait. Blocks, unless a HOOK calls it."""
         with self._starting:
             thread = self._thread
         if thread is not None:
