@@ -121,6 +121,10 @@ fuzz: $(VENV)/.dev | system-test ## what nobody has thought of: SECONDS=60 a fuz
 	$(STEP) "fuzzers, $(SECONDS) s each" $(BIN)/python -m tests.fuzz \
 	    --seconds $(SECONDS) $(ARGS)
 
+.PHONY: valgrind
+valgrind: | system-test ## the C tests without sanitizers, under Valgrind
+	$(STEP) "C tests (Valgrind)" $(MAKE) -C tests/c valgrind
+
 .PHONY: sanitize
 sanitize: sanitizer-env ## the tests under ASan, UBSan and LSan, live objects counted
 	$(STEP) "tests under sanitizers" sh -c 'cd $(SANITIZED)/tree && \
