@@ -11,7 +11,12 @@ A message says what happened, then what to do about it.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
+from typing import Final
+
+# What this process, or this machine, has run out of: no fault of a target.
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class DisconnectCode(IntEnum):

@@ -75,3 +75,13 @@ def test_limits_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="interval above 0"):
         Keepalive(interval_s, count_max, 0.0)
+
+
+def test_who_was_stopped_gives_the_peer_time_to_answer() -> None:
+    keepalive = Keepalive(1.0, 3, 0.0, heard_bytes=7)
+    assert keepalive.judge(1.0, 7) is Verdict.ASK
+    woken_s = now_s = 31.0
+    assert keepalive.judge(now_s, 7) is Verdict.ASK  # and not DEAD
+    while keepalive.judge(now_s, 7) is not Verdict.DEAD:
+        now_s += keepalive.next_s(now_s) + 0.001
+    assert ANSWER_GRACE_S <= now_s - woken_s <= keepalive.limit_s + LOOK_S

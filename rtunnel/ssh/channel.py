@@ -376,10 +376,10 @@ class PortableBackend:
         self.name: BackendName = (
             "python" if reactor_module.__name__.endswith("_py") else "pump"
         )
-        self._module = reactor_module
+        # Now: when the first visitor comes, there may be no descriptors left for it.
+        self._reactor: Any = reactor_module.Reactor()
         # Protected by _lock.
         self._lock = threading.Lock()
-        self._reactor: Any = None
         self._thread: threading.Thread | None = None
         self._timer: threading.Timer | None = None
         self._closed = False
@@ -470,8 +470,7 @@ class PortableBackend:
     ) -> Any:
         """Give the socket to the reactor, which runs from the first one on."""
         with self._lock:
-            if self._reactor is None:
-                self._reactor = self._module.Reactor()
+            if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._reactor.run, name="rtunnel-reactor", daemon=True
                 )
@@ -505,5 +504,4 @@ class PortableBackend:
             reactor, timer = self._reactor, self._timer
         if timer is not None:
             timer.cancel()
-        if reactor is not None:
-            reactor.close()
+        reactor.close()

@@ -46,6 +46,7 @@ class Keepalive:
         self._heard_bytes = heard_bytes
         self._asked_first_s: float | None = None
         self._asked_last_s = now_s
+        self._looked_s = now_s
 
     @property
     def limit_s(self) -> float:
@@ -57,6 +58,13 @@ class Keepalive:
         if heard_bytes != self._heard_bytes:
             self._heard_bytes = heard_bytes
             self._heard_s = now_s
+            self._asked_first_s = None
+        slept = now_s - self._looked_s > LOOK_S + ANSWER_GRACE_S
+        self._looked_s = now_s
+        if slept and now_s - self._heard_s > self.interval_s:
+            # We were the one that was silent (SIGSTOP, a machine that is overloaded):
+            # the answers may be here, unread. So the peer's silence begins anew.
+            self._heard_s = now_s - self.interval_s
             self._asked_first_s = None
         if now_s - self._heard_s < self.interval_s:
             return Verdict.WAIT

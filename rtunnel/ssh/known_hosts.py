@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import hmac
 import logging
@@ -138,7 +139,9 @@ def add_known_host(
             if file.read(1) != b"\n":
                 line = "\n" + line
         # One write, so that two processes that add at once do not mix their lines.
-        file.write(line.encode())
+        data = line.encode()
+        if file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _hash(salt: bytes, name: str) -> bytes:
@@ -161,4 +164,17 @@ def _parse(path: Path, number: int, line: str) -> KnownHost | None:
     if blob[4 : 4 + int.from_bytes(blob[:4])] != key_type.encode():
         log.info("%s line %d: the key is not a %s key", path, number, key_type)
         return None
+    # A disk that was full cuts a line where it likes: half a key would make the whole
+    # one a host key that has changed.
+    if not _is_whole(blob):
+        log.info("%s line %d: the key is cut off", path, number)
+        return None
     return KnownHost(path, number, marker, hosts, key_type, blob)
+
+
+def _is_whole(blob: bytes) -> bool:
+    """Return whether a key consists of strings and nothing else (RFC 4253, 6.6)."""
+    at = 0
+    while at < len(blob):
+        at += 4 + int.from_bytes(blob[at : at + 4])
+    return at == len(blob) and at > 4 + int.from_bytes(blob[:4])

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any, Final
 
 from rtunnel.addresses import TcpTarget, UnixTarget
+from rtunnel.errors import SHORTAGES
 from rtunnel.supervisor.config import HealthConfig
 
 log = logging.getLogger("rtunnel.supervisor.health")
@@ -105,6 +106,9 @@ async def _watch(
     while True:
         works, reason = await look(target, config)
         log.debug("looked: target=%s works=%s reason=%s", target, works, reason)
+        if works is None:  # we could not look
+            await asyncio.sleep(config.interval_s)
+            continue
         other = other + 1 if works is not healthy else 0
         if other >= (config.failures if healthy else config.successes):
             healthy, other = works, 0
@@ -114,8 +118,11 @@ async def _watch(
 
 async def look(
     target: TcpTarget | UnixTarget, config: HealthConfig
-) -> tuple[bool, str]:
-    """Look at a target once; return whether it works, and why it is thought to."""
+) -> tuple[bool | None, str]:
+    """Look at a target once; return whether it works, and why it is thought to.
+
+    None: this process lacks what looking takes, which says nothing about the target.
+    """
     probe = _look_tcp(target) if config.check == "tcp" else _look_http(target, config)
     try:
         async with asyncio.timeout(config.timeout_s):
@@ -124,7 +131,18 @@ async def look(
         return False, f"no answer within {config.timeout_s:g} s"
     except Exception as error:  # whatever it is, it is no answer
         number = error.errno if isinstance(error, OSError) else None
+        if _is_shortage(error):
+            return None, str(error) or repr(error)
         return False, os.strerror(number) if number else str(error) or repr(error)
+
+
+def _is_shortage(error: BaseException | None) -> bool:
+    # httpx has the error of the system as the cause of its own.
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 async def _look_tcp(target: TcpTarget | UnixTarget) -> tuple[bool, str]:

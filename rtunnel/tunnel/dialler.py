@@ -108,10 +108,15 @@ class Dialler:
                 begun.close()
                 dial.error = _error(code)
                 begun = None
-        if not self._call(lambda: self._begin(dial, begun)):
+        try:
+            taken = self._call(lambda: self._begin(dial, begun))
+            error = _closed_error()
+        except OSError as shortage:  # its own descriptors are the ones that lack
+            taken, error = False, shortage
+        if not taken:
             if isinstance(begun, socket.socket):
                 begun.close()
-            on_done(_closed_error())
+            on_done(error)
 
     def close(self) -> None:
         """Fail what is under way and end the thread. Never blocks."""
@@ -130,9 +135,13 @@ class Dialler:
         with self._lock:
             if self._closed:
                 return False
-            self._calls.append(function)
             if self._thread is None:
-                wake_read, self._wake_write = socket.socketpair()
+                self._selector = selectors.DefaultSelector()
+                try:
+                    wake_read, self._wake_write = socket.socketpair()
+                except OSError:
+                    self._selector.close()
+                    raise
                 wake_read.setblocking(False)
                 self._wake_write.setblocking(False)
                 self._thread = threading.Thread(
@@ -142,6 +151,7 @@ class Dialler:
                     daemon=True,
                 )
                 self._thread.start()
+            self._calls.append(function)
             self._wake()
             return True
 
@@ -154,7 +164,6 @@ class Dialler:
     # On the dialler's thread.
 
     def _run(self, wake_read: socket.socket) -> None:
-        self._selector = selectors.DefaultSelector()
         self._selector.register(wake_read, selectors.EVENT_READ)
         while not self._closed:
             for key, _ in self._selector.select(self._until_timer()):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, get_args
 
 from rtunnel.addresses import Target, TcpTarget, UnixTarget, parse_target
-from rtunnel.errors import ListenerClosed, OpenFailureCode
+from rtunnel.errors import SHORTAGES, ListenerClosed, OpenFailureCode
 from rtunnel.policy import Policy
 from rtunnel.proxy_protocol import encode
 from rtunnel.services import ExecService, FolderService, Service, SocksService
@@ -145,7 +145,9 @@ class TargetHandler:
             if isinstance(result, OSError):
                 reason = result.strerror or str(result)
                 visit.refuse(
-                    OpenFailureCode.CONNECT_FAILED,
+                    OpenFailureCode.RESOURCE_SHORTAGE
+                    if result.errno in SHORTAGES
+                    else OpenFailureCode.CONNECT_FAILED,
                     f"cannot connect to {self._target}: {reason}",
                     is_error=True,
                 )
@@ -221,9 +223,14 @@ class AsyncHandler:
 
     def offer(self, visit: Visit) -> None:
         conn = visit.accept_pair()
-        if conn is not None and not self._loop.run(self._serve(visit, conn)):
+        if conn is None:
+            return
+        try:
+            if not self._loop.run(self._serve(visit, conn)):
+                raise ListenerClosed("the tunnel is closed")
+        except (ListenerClosed, OSError) as error:
             conn.close()
-            visit.fail(ListenerClosed("the tunnel is closed"))
+            visit.fail(error)
 
     def close(self) -> None:
         """Nothing to end: the connections are reset by the listener."""

@@ -52,9 +52,12 @@ class SocksHandler:
         if conn is None:
             return
         conn.setblocking(False)
-        if not self._workers.services.run(self._serve(visit, conn)):
+        try:
+            if not self._workers.services.run(self._serve(visit, conn)):
+                raise ListenerClosed("the tunnel is closed")
+        except (ListenerClosed, OSError) as error:
             conn.close()
-            visit.fail(ListenerClosed("the tunnel is closed"))
+            visit.fail(error)
 
     def close(self) -> None:
         """Nothing to end: the connections are reset by the listener."""

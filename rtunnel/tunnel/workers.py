@@ -18,7 +18,10 @@ class CoroutineRunner(Protocol):
     """Where coroutines of handlers run."""
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> bool:
-        """Start a coroutine; False (and the coroutine closed) after `close`."""
+        """Start a coroutine; False (and the coroutine closed) after `close`.
+
+        Raises OSError, the coroutine closed, when the loop lacks descriptors.
+        """
 
     def close(self, *, cancel: bool) -> None:
         """Take no more; `cancel` breaks off those that still run. Never blocks."""
@@ -99,7 +102,11 @@ class LoopThread:
                 coroutine.close()
                 return False
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
+                try:
+                    self._loop = asyncio.new_event_loop()
+                except OSError:
+                    coroutine.close()
+                    raise
                 self._thread = threading.Thread(
                     target=self._run, args=(self._loop,), name=self._name, daemon=True
                 )
