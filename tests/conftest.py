@@ -27,20 +27,21 @@ from tests.support.x2go import (
     x2go_tunnel as x2go_tunnel,
 )
 
-# Files whose tests use one thing of the machine: its X2Go server.
-ALONE = "test_x2go_"
+# Files that stay together on one process, with an X2Go user of their own: much of what
+# they do waits for sessions to start and to end.
+TOGETHER = ("test_x2go_client", "test_x2go_broker", "test_x2go_")
 
 # Tests that several files share: their assertions should say as much as any.
 pytest.register_assert_rewrite("tests.support.interop")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file on one process, and those of X2Go on the same, which begins."""
+    """Keep each file on one process, and those of X2Go on three, which begin."""
     for item in items:
         name = item.path.name
-        group = ALONE if name.startswith(ALONE) else name
+        group = next((start for start in TOGETHER if name.startswith(start)), name)
         item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not item.path.name.startswith(ALONE))
+    items.sort(key=lambda item: not item.path.name.startswith(TOGETHER))
 
 
 @pytest.fixture(autouse=True)
