@@ -205,6 +205,13 @@ def test_a_server_has_a_port_or_none(said: str, server: str, port: int | None) -
     assert answer.selected == SelectedSession(server, port)
 
 
+@pytest.mark.parametrize("port", [None, 22])
+def test_an_address_with_colons_is_read_as_it_was_written(port: int | None) -> None:
+    answer = Answer(selected=SelectedSession("fe80::1", port))
+    text = plain.format_answer(answer)
+    assert plain.parse_answer(text, Task.SELECT_SESSION) == answer
+
+
 def test_keys_of_openssh_are_taken_too() -> None:
     key = KeyPair.generate().private_text
     text = f"Access granted\nSERVER:a:22\n{key}"

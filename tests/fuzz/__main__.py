@@ -71,6 +71,7 @@ TARGETS: Final = (
     Target("toml", 250, 2000),
     Target("ini", 250, 2000),
     Target("replies", 30),
+    Target("broker_answers", 100, 2000),
 )
 
 

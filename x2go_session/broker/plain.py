@@ -113,6 +113,8 @@ def _format_selected(selected: SelectedSession) -> str:
     server = selected.server
     if selected.port is not None:
         server += f":{selected.port}"
+    elif ":" in server:  # the last part of an address would be read as a port
+        server = f"[{server}]"
     text = f"SERVER:{server}\n"
     text += selected.private_key or ""
     if selected.session_info is not None:
