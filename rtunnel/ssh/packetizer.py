@@ -278,8 +278,10 @@ class EnginePacketizer(Packetizer):
                 self._dump("OUT", payload[0], payload[1:])
             try:
                 self._engine.send(payload)
-            except MemoryError:
+            except BufferError:
                 self._overrun("the peer does not read what it asks for")
+            except MemoryError:
+                self._overrun("out of memory", DisconnectCode.BY_APPLICATION)
         else:
             super().send_message(data)
             self._sequence_out += 1
@@ -376,9 +378,11 @@ class EnginePacketizer(Packetizer):
     def _send_packet(self, packet: bytes) -> None:
         self.send_message(Message(packet))
 
-    def _overrun(self, why: str) -> NoReturn:
+    def _overrun(
+        self, why: str, code: DisconnectCode = DisconnectCode.PROTOCOL_ERROR
+    ) -> NoReturn:
         """Refuse to send; the transport's thread ends the connection for it."""
-        fault = self._fault = PeerFault(why)
+        fault = self._fault = PeerFault(why, code)
         if self._engine is not None:
             self._engine.wake()
         raise fault

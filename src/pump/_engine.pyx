@@ -60,7 +60,7 @@ cdef extern from "engine.h" nogil:
     ctypedef struct rt_rate_of:
         uint64_t key
         uint64_t bytes_per_s
-    int RT_EGONE, RT_ENOMEM, RT_ECLOSED, RT_EINVAL
+    int RT_EGONE, RT_ENOMEM, RT_ECLOSED, RT_EINVAL, RT_EFULL
     int RT_EV_TIMEOUT, RT_EV_PACKET, RT_EV_ENDED, RT_EV_WOKEN, RT_EV_REKEY
     int RT_EV_EOF, RT_EV_ERROR, RT_EV_FAULT
     rt_engine *rt_engine_new(int fd)
@@ -170,6 +170,8 @@ cdef int check(int result) except -1:
         raise EOFError("the connection is closed")
     if result == RT_EGONE:
         raise KeyError("no such channel")
+    if result == RT_EFULL:
+        raise BufferError("the peer does not read what it asks for")
     raise ValueError("the engine refused an argument")
 
 
@@ -295,7 +297,9 @@ cdef class Engine:
     def send(self, const uint8_t[::1] payload not None):
         """Seal and send one message. Never blocks.
 
-        Raises EOFError if the connection is over.
+        Raises EOFError if the connection is over, BufferError if the send queue is at
+        its maximum, MemoryError without memory for it, ValueError if it is empty or too
+        large for a packet.
         """
         cdef int result
         cdef size_t n = <size_t> payload.shape[0]

@@ -358,12 +358,12 @@ int rt_engine_send(rt_engine *e, const uint8_t *payload, size_t len)
     lock_from_outside(e);
     if (e->closing || e->packets.send_error) {
         result = RT_ECLOSED;
-    } else if (len == 0) {
+    } else if (len == 0 || len > RT_MAX_PAYLOAD_BYTES) {
         result = RT_EINVAL; /* every peer would refuse it */
     } else {
         uint8_t *room = rt_packets_begin(&e->packets, len);
         if (room == NULL) {
-            result = RT_ENOMEM;
+            result = rt_packets_is_full(&e->packets, len) ? RT_EFULL : RT_ENOMEM;
         } else {
             memcpy(room, payload, len);
             if (rt_packets_finish(&e->packets, len) != 0)

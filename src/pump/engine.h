@@ -18,6 +18,7 @@
 #define RT_ENOMEM (-2)  /* out of memory or of channel ids */
 #define RT_ECLOSED (-3) /* the connection is over */
 #define RT_EINVAL (-4)  /* an argument that the peer or caller may not use */
+#define RT_EFULL (-5)   /* the send queue is at its maximum: the peer does not read */
 
 typedef struct rt_engine rt_engine;
 
@@ -127,8 +128,8 @@ int rt_engine_wait_room(rt_engine *e);
  * All other calls stay safe, and give RT_ECLOSED or RT_EGONE. */
 void rt_engine_finish(rt_engine *e);
 
-/* Seal and send one message; never blocks. RT_ENOMEM: payload too large, or the queue
- * is at its maximum. */
+/* Seal and send one message; never blocks. RT_EFULL: the queue is at its maximum.
+ * RT_EINVAL: empty, or too large for a packet. */
 int rt_engine_send(rt_engine *e, const uint8_t *payload, size_t len);
 /* Wait until all that was sealed has left, at most `timeout_ms`. 0, or RT_ECLOSED. */
 int rt_engine_drain(rt_engine *e, int timeout_ms);

@@ -86,8 +86,10 @@ static size_t write_parts(rt_engine *e, rt_channel *c, struct iovec *parts, int 
     c->bytes_in += taken;
     if (taken < bytes) {
         c->writable = 0;
-        if (rt_watch_writable(e, c) != 0)
-            rt_fault(e, CODE_BY_APPLICATION, "epoll_ctl failed");
+        if (rt_watch_writable(e, c) != 0) { /* nothing would ever tell of room */
+            rt_reset_channel(e, c, errno);
+            return bytes;
+        }
     }
     rt_enqueue(e, c); /* credit may be due */
     return taken;
@@ -138,7 +140,7 @@ void rt_write_gathered(rt_engine *e)
         taken -= skip;
         if (rt_buffer_append(&c->pending, (uint8_t *)parts[i].iov_base + skip,
                              parts[i].iov_len - skip) != 0) {
-            rt_fault(e, CODE_BY_APPLICATION, "out of memory");
+            rt_reset_channel(e, c, ENOMEM); /* its bytes are lost, and nobody else's */
             return;
         }
     }
@@ -316,7 +318,9 @@ void rt_on_socket(rt_engine *e, rt_channel *c, uint32_t events)
         /* Nobody reads this socket any more, so that no read would tell. */
         int error = 0;
         socklen_t size = sizeof error;
-        if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error != 0) {
+        if (getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0)
+            error = errno; /* there is one, whichever it was */
+        if (error != 0) {
             rt_reset_channel(e, c, error);
             return;
         }
@@ -362,7 +366,10 @@ static int send_message(rt_engine *e, uint8_t type, const uint32_t *words, int c
     size_t len = 1 + 4 * (size_t)count;
     uint8_t *p = rt_packets_begin(&e->packets, len);
     if (p == NULL) {
-        rt_fault(e, CODE_PROTOCOL_ERROR, "the peer does not read what it asks for");
+        if (rt_packets_is_full(&e->packets, len))
+            rt_fault(e, CODE_PROTOCOL_ERROR, "the peer does not read what it asks for");
+        else
+            rt_fault(e, CODE_BY_APPLICATION, "out of memory");
         return -1;
     }
     p[0] = type;
@@ -502,7 +509,7 @@ static int send_probe(rt_engine *e, rt_channel *c)
     size_t len = 1 + 4 + 4 + (sizeof name - 1) + 1;
     uint8_t *p = rt_packets_begin(&e->packets, len);
     if (p == NULL)
-        return -1;
+        return 0; /* the next turn asks again */
     p[0] = MSG_CHANNEL_REQUEST;
     rt_put32(p + 1, c->remote_id);
     rt_put32(p + 5, sizeof name - 1);

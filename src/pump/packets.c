@@ -67,9 +67,9 @@ void rt_packets_wake_at(rt_packets *p, int bytes)
 {
     if (p->wake_at == bytes)
         return;
-    p->wake_at = bytes;
-    /* Where it is refused, the socket wakes at every byte, as before. */
-    (void)setsockopt(p->fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes);
+    /* Where it is refused, the socket wakes as before, and the next call asks again. */
+    if (setsockopt(p->fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes) == 0)
+        p->wake_at = bytes;
 }
 
 rt_receive_result rt_packets_receive(rt_packets *p)
@@ -152,7 +152,7 @@ size_t rt_packet_wire_bytes(size_t payload_len)
 
 uint8_t *rt_packets_begin(rt_packets *p, size_t payload_len)
 {
-    if (payload_len > RT_MAX_PACKET_BYTES - 2 * RT_GCM_BLOCK_BYTES)
+    if (payload_len > RT_MAX_PAYLOAD_BYTES)
         return NULL;
     uint8_t *packet = rt_buffer_reserve(&p->unsent, rt_packet_wire_bytes(payload_len));
     return packet == NULL ? NULL : packet + RT_PACKET_HEADER_BYTES;

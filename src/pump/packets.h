@@ -14,6 +14,8 @@
 
 /* OpenSSH's PACKET_MAX_SIZE; RFC 4253, section 6.1 asks for at least 35000. */
 #define RT_MAX_PACKET_BYTES (256u * 1024)
+/* The largest payload of ours: the rest is header and padding. */
+#define RT_MAX_PAYLOAD_BYTES (RT_MAX_PACKET_BYTES - 2 * RT_GCM_BLOCK_BYTES)
 /* One recv(2). Large enough to amortise the call, small enough to stay in cache. */
 #define RT_RECEIVE_BYTES (256u * 1024)
 /* What arrives in less is a message, and its sender may wait for the acknowledgement. */
@@ -90,8 +92,8 @@ rt_next_result rt_packets_next(rt_packets *p, uint8_t **payload, size_t *len);
 size_t rt_packet_wire_bytes(size_t payload_len);
 
 /* Build a packet: write the payload to the pointer that begin returns, then finish
- * seals it. NULL and -1: out of memory, over RT_SEND_QUEUE_MAX_BYTES, or libcrypto
- * failed; the connection cannot go on. */
+ * seals it. NULL and -1: over RT_MAX_PAYLOAD_BYTES, over RT_SEND_QUEUE_MAX_BYTES
+ * (rt_packets_is_full), out of memory, or libcrypto failed; the connection cannot go on. */
 uint8_t *rt_packets_begin(rt_packets *p, size_t payload_len);
 int rt_packets_finish(rt_packets *p, size_t payload_len);
 
@@ -104,12 +106,21 @@ void rt_packets_flush(rt_packets *p);
  * one is acknowledged, which our kernel puts off by up to 40 ms. */
 void rt_packets_acknowledge(rt_packets *p);
 
-/* Have the socket be readable from so many bytes on (1: from any), or at its end. */
+/* Have the socket be readable from so many bytes on (1: from any), or at its end;
+ * `wake_at` says what holds. */
 void rt_packets_wake_at(rt_packets *p, int bytes);
 
 static inline size_t rt_packets_unsent(const rt_packets *p)
 {
     return rt_buffer_len(&p->unsent);
+}
+
+/* Whether one more packet would be over RT_SEND_QUEUE_MAX_BYTES: then that is why
+ * rt_packets_begin refuses it, and not a want of memory. */
+static inline int rt_packets_is_full(const rt_packets *p, size_t payload_len)
+{
+    return rt_packets_unsent(p) + rt_packet_wire_bytes(payload_len) >
+           RT_SEND_QUEUE_MAX_BYTES;
 }
 
 #endif

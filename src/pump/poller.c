@@ -76,8 +76,10 @@ int rt_poller_watch(rt_poller *poller, int fd, unsigned bits, uint64_t key)
         return 0;
     if (poller->count == poller->capacity) {
         int error = poller_grow(poller);
-        if (error != 0)
+        if (error != 0) {
+            poller->count = 0; /* no wait will: the list is made anew */
             return error;
+        }
     }
     short mask = (short)((bits & RT_EVENT_IN ? POLLIN : 0) |
                          (bits & RT_EVENT_OUT ? POLLOUT : 0));

@@ -43,7 +43,7 @@ int rt_poller_add(rt_poller *poller, int fd, uint64_t key);
 void rt_poller_remove(rt_poller *poller, int fd);
 
 /* Watch `fd` in the next wait for `bits`, or (poll only) just for hang-ups with 0.
- * Nothing to do for epoll. Returns 0 or -ENOMEM. */
+ * Nothing to do for epoll. Returns 0, or -ENOMEM: then nothing is watched any more. */
 int rt_poller_watch(rt_poller *poller, int fd, unsigned bits, uint64_t key);
 
 /* Wait up to `timeout_ms`, -1 for ever, with the signal mask `signals` for that time.

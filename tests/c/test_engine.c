@@ -42,7 +42,7 @@ static void a_message_that_is_too_large_is_refused(void)
 {
     peer p;
     peer_open(&p);
-    CHECK(rt_engine_send(p.engine, bytes, RT_MAX_PACKET_BYTES) == RT_ENOMEM);
+    CHECK(rt_engine_send(p.engine, bytes, RT_MAX_PACKET_BYTES) == RT_EINVAL);
     CHECK(rt_engine_send(p.engine, bytes, RT_MAX_PACKET_BYTES - 32) == 0);
     peer_expect(&p, 0);
     peer_close(&p);
