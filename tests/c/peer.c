@@ -1,11 +1,13 @@
 #include "peer.h"
 
 #include "check.h"
+#include "faults.h"
 #include "wire.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -21,20 +23,47 @@ void stream_pair(int fds[2])
     CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) == 0);
 }
 
-void tcp_pair(int fds[2])
+static void set_option(int fd, int level, int option, int value)
 {
+    CHECK(setsockopt(fd, level, option, &value, sizeof value) == 0);
+}
+
+/* With `small` buffers, else the system's. Small segments go with them: a window of less
+ * than one is opened by a timer only. */
+static void make_tcp_pair(int fds[2], int small)
+{
+    const int buffer_bytes = 16384, segment_bytes = 1024, on = 1;
     struct sockaddr_in at = {.sin_family = AF_INET,
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof at;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (small) {
+        set_option(listener, SOL_SOCKET, SO_RCVBUF, buffer_bytes);
+        set_option(listener, IPPROTO_TCP, TCP_MAXSEG, segment_bytes);
+        set_option(fds[0], SOL_SOCKET, SO_SNDBUF, buffer_bytes);
+        set_option(fds[0], IPPROTO_TCP, TCP_MAXSEG, segment_bytes);
+        set_option(fds[0], IPPROTO_TCP, TCP_NODELAY, on);
+    }
     CHECK(bind(listener, (struct sockaddr *)&at, sizeof at) == 0);
     CHECK(listen(listener, 1) == 0);
     CHECK(getsockname(listener, (struct sockaddr *)&at, &size) == 0);
-    fds[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     CHECK(connect(fds[0], (struct sockaddr *)&at, sizeof at) == 0);
     fds[1] = accept(listener, NULL, NULL);
     CHECK(fds[1] >= 0);
+    if (small)
+        set_option(fds[1], IPPROTO_TCP, TCP_NODELAY, on);
     close(listener);
+}
+
+void tcp_pair(int fds[2])
+{
+    make_tcp_pair(fds, 0);
+}
+
+void small_tcp_pair(int fds[2])
+{
+    make_tcp_pair(fds, 1);
 }
 
 void reset_on_close(int fd)
@@ -139,6 +168,15 @@ static int listen_to_engine(peer *p)
     return moved;
 }
 
+void peer_take_ended(peer *p)
+{
+    while (rt_engine_take_ended(p->engine, &p->ended, 1) == 1) {
+        if (p->ended_count < PEER_ENDINGS)
+            p->endings[p->ended_count] = p->ended;
+        p->ended_count++;
+    }
+}
+
 int peer_turn(peer *p)
 {
     size_t unsent = rt_packets_unsent(&p->wire);
@@ -148,7 +186,9 @@ int peer_turn(peer *p)
     rt_event event;
     rt_engine_stats before, after;
     rt_engine_stats_now(p->engine, &before);
-    rt_engine_next(p->engine, 1, &event);
+    faults_begin();
+    rt_engine_next(p->engine, p->hasty ? 0 : 1, &event);
+    faults_end();
     rt_engine_stats_now(p->engine, &after);
     moved |= after.bytes_in != before.bytes_in;
     if (event.kind != RT_EV_TIMEOUT) {
@@ -162,9 +202,8 @@ int peer_turn(peer *p)
         CHECK(p->packet != NULL);
         memcpy(p->packet, event.payload, event.len);
     }
-    while (event.kind == RT_EV_ENDED &&
-           rt_engine_take_ended(p->engine, &p->ended, 1) == 1)
-        p->ended_count++;
+    if (event.kind == RT_EV_ENDED)
+        peer_take_ended(p);
     if (!p->deaf && listen_to_engine(p))
         moved = 1;
     return moved;
@@ -327,10 +366,7 @@ uint32_t peer_channel(peer *p, int *app)
 uint32_t peer_tcp_channel(peer *p, int *app)
 {
     int fds[2];
-    tcp_pair(fds);
-    const int small = 16384;
-    CHECK(setsockopt(fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small) == 0);
-    CHECK(setsockopt(fds[1], SOL_SOCKET, SO_RCVBUF, &small, sizeof small) == 0);
+    small_tcp_pair(fds);
     *app = fds[1];
     return accept_channel(p, fds[0], PEER_WINDOW_BYTES, PEER_PACKET_BYTES);
 }

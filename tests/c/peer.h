@@ -16,6 +16,8 @@
 /* Recipient channel of what the engine says, where a test does not choose one. */
 #define PEER_CHANNEL_ID 7u
 
+#define PEER_ENDINGS 4u
+
 enum {
     SAY_KEXINIT = 20,
     SAY_OPEN_CONFIRMATION = 91,
@@ -39,13 +41,15 @@ typedef struct {
     rt_engine *engine;
     int engine_fd;
     rt_packets wire;
-    int deaf; /* set by a test: receive nothing */
+    int deaf;  /* set by a test: receive nothing */
+    int hasty; /* set by a test: a turn waits for nothing */
 
     rt_event event;       /* the last one that was no timeout */
     unsigned told[8];     /* how many events of each kind */
     uint8_t *packet;      /* the payload of the last RT_EV_PACKET */
     rt_ended ended;       /* the last channel that ended */
     unsigned ended_count;
+    rt_ended endings[PEER_ENDINGS]; /* the first that ended */
 
     peer_message *heard; /* not yet expected by the test */
     size_t heard_first, heard_end, heard_capacity;
@@ -54,8 +58,10 @@ typedef struct {
 
 void peer_open(peer *p);
 void peer_close(peer *p);
+/* Take the channels that have ended. */
+void peer_take_ended(peer *p);
 
-/* Run both ends once. Returns whether anything moved. */
+/* Run both ends once. Returns whether anything moved. Faults of the engine count. */
 int peer_turn(peer *p);
 /* Run both ends until nothing moves. */
 void peer_settle(peer *p);

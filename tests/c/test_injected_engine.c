@@ -5,6 +5,7 @@
 #include "peer.h"
 
 #include <errno.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 static void make_an_engine(void)
@@ -46,8 +47,42 @@ static void an_engine_and_its_channel_are_made_or_refused_and_keep_nothing(void)
     CHECK(faults_exhaust(make_an_engine) > 10);
 }
 
+static void tune_a_socket(void)
+{
+    rt_packets p;
+    int ssh[2];
+    tcp_pair(ssh);
+    faults_begin();
+    int made = rt_packets_init(&p, ssh[0]);
+    faults_end();
+    CHECK(made == 0 || faults_fired() != NULL);
+    for (int i = 0; made == 0 && i < 2; i++) {
+        int low_water = 0;
+        socklen_t size = sizeof low_water;
+        CHECK(send(ssh[1], "hello", 5, 0) == 5);
+        p.readable = 1;
+        faults_begin();
+        rt_packets_wake_at(&p, i == 0 ? 4096 : 1);
+        rt_receive_result received = rt_packets_receive(&p);
+        rt_packets_acknowledge(&p);
+        faults_end();
+        CHECK(received == RT_RECEIVE_SOME || faults_fired() != NULL);
+        CHECK(getsockopt(ssh[0], SOL_SOCKET, SO_RCVLOWAT, &low_water, &size) == 0);
+        CHECK_EQ(p.wake_at, low_water); /* else it would wait for what does not come */
+    }
+    rt_packets_free(&p);
+    close(ssh[0]);
+    close(ssh[1]);
+}
+
+static void an_option_that_the_ssh_socket_refuses_changes_nothing(void)
+{
+    CHECK(faults_exhaust(tune_a_socket) > 10);
+}
+
 int main(void)
 {
     RUN(an_engine_and_its_channel_are_made_or_refused_and_keep_nothing);
+    RUN(an_option_that_the_ssh_socket_refuses_changes_nothing);
     return 0;
 }
