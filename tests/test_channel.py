@@ -205,6 +205,41 @@ def test_a_reset_sends_close_at_once_and_only_once(channel: Channel) -> None:
     wait_until(lambda: [end.reason for end in channel.ends] == ["reset"])
 
 
+def close_from_here(channel: Channel) -> None:
+    """Both streams have ended, and our CLOSE is out; the peer has said none yet."""
+    channel.data(b"question")
+    channel.send(seams.MSG_CHANNEL_EOF)
+    assert read_all(channel.sock) == b"question"
+    channel.sock.sendall(b"answer")
+    channel.sock.shutdown(socket.SHUT_WR)
+    channel.expect(seams.MSG_CHANNEL_DATA)
+    channel.expect(seams.MSG_CHANNEL_EOF)
+    channel.expect(seams.MSG_CHANNEL_CLOSE)
+
+
+def test_a_reset_does_not_wait_for_a_peer_that_never_answers_close(
+    channel: Channel,
+) -> None:
+    close_from_here(channel)
+    assert not channel.relays[0].ended
+    channel.relays[0].reset()
+    wait_until(lambda: channel.ends == [RelayEnd(8, 6, "reset")])
+    assert channel.relays[0].ended
+    channel.send(seams.MSG_CHANNEL_CLOSE)
+    channel.peer.expect_nothing()
+    assert len(channel.ends) == 1
+
+
+def test_a_connection_lost_before_the_peer_s_close_is_told_as_a_loss(
+    channel: Channel,
+) -> None:
+    close_from_here(channel)
+    channel.peer.transport.close()
+    wait_until(lambda: channel.ends)
+    (end,) = channel.ends
+    assert (end.bytes_in, end.bytes_out, end.reason) == (8, 6, "lost")
+
+
 def test_messages_for_a_channel_that_is_gone_leave_nothing_behind(
     channel: Channel,
 ) -> None:

@@ -89,7 +89,11 @@ class Relay(Protocol):
         """Whether it is over: `on_end` is or was called."""
 
     def reset(self) -> None:
-        """End it now: CLOSE goes out at once, the local socket is reset."""
+        """End it now: CLOSE goes out at once, the local socket is reset.
+
+        Ends the wait for the peer's CLOSE, too, where only that is missing: nobody knows
+        then whether the last bytes arrived, and the reason is "reset".
+        """
 
 
 class Opening(Protocol):

@@ -81,7 +81,7 @@ void rt_report_end(rt_engine *e, rt_channel *c)
 
 void rt_end_channel(rt_engine *e, rt_channel *c, int reset)
 {
-    if (c->ended)
+    if (c->listed)
         return;
     if (c->fd >= 0) {
         close_socket(c->fd, reset);
@@ -540,7 +540,7 @@ int rt_engine_reset(rt_engine *e, uint32_t local_id)
 {
     lock_from_outside(e);
     rt_channel *c = rt_channel_find(&e->channels, local_id);
-    int live = c != NULL && !c->ended && c->state != RT_OPENING;
+    int live = c != NULL && !c->listed && c->state != RT_OPENING;
     if (live) {
         rt_reset_channel(e, c, 0);
         kick(e, c);

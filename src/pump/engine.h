@@ -156,7 +156,8 @@ int rt_engine_cancel(rt_engine *e, uint32_t local_id);
  * answers them; without this the answer is FAILURE. Transport thread, before the peer
  * can have sent one: right behind accept. */
 int rt_engine_pass_requests(rt_engine *e, uint32_t local_id);
-/* CLOSE at once, reset the local socket. */
+/* CLOSE at once, reset the local socket. If both are closed in order, and only the peer's
+ * CLOSE is missing, stop waiting for it: was_reset. RT_EGONE: its end is told already. */
 int rt_engine_reset(rt_engine *e, uint32_t local_id);
 
 int rt_engine_channel_stats(rt_engine *e, uint32_t local_id, rt_channel_stats *out);

@@ -347,8 +347,8 @@ void rt_reset_channel(rt_engine *e, rt_channel *c, int error)
 
 void rt_lose_channel(rt_engine *e, rt_channel *c)
 {
-    if (c->ended)
-        rt_report_end(e, c);
+    if (c->ended) /* without the peer's CLOSE nobody knows that our last bytes arrived */
+        rt_end_channel(e, c, 1);
     if (c->fd < 0)
         return;
     rt_limit_part(e, c); /* whoever waited for the rest has waited long enough */

@@ -385,6 +385,48 @@ static void a_reset_by_the_owner_closes_at_once_and_drops_the_rest(void)
     peer_close(&p);
 }
 
+/* Both streams have ended and our CLOSE is out: only the peer's is missing. */
+static uint32_t half_closed_channel(peer *p)
+{
+    int app;
+    uint32_t id = peer_channel(p, &app);
+    PEER_SAY(p, SAY_EOF, id);
+    close(app);
+    peer_expect(p, SAY_EOF);
+    peer_expect(p, SAY_CLOSE);
+    CHECK(p->ended_count == 0);
+    return id;
+}
+
+static void a_reset_by_the_owner_does_not_wait_for_the_close_of_the_peer(void)
+{
+    peer p;
+    peer_open(&p);
+    uint32_t id = half_closed_channel(&p);
+    CHECK(rt_engine_reset(p.engine, id) == 0);
+    CHECK(rt_engine_reset(p.engine, id) == RT_EGONE);
+    peer_await_end(&p);
+    CHECK(p.ended.was_reset && p.ended.error == 0);
+    CHECK_EQ(stats_of(&p).channels, 1); /* the peer may still name it */
+    PEER_SAY(&p, SAY_CLOSE, id);
+    peer_expect_silence(&p);
+    CHECK(p.ended_count == 1);
+    CHECK_EQ(stats_of(&p).channels, 0);
+    peer_close(&p);
+}
+
+static void the_end_of_the_connection_before_the_close_of_the_peer_is_a_loss(void)
+{
+    peer p;
+    rt_ended ended[2];
+    peer_open(&p);
+    half_closed_channel(&p);
+    rt_engine_end_channels(p.engine);
+    CHECK(rt_engine_take_ended(p.engine, ended, 2) == 1);
+    CHECK(ended[0].was_reset);
+    peer_close(&p);
+}
+
 static void an_id_is_kept_until_the_owner_and_the_peer_are_done_with_it(void)
 {
     peer p;
@@ -502,6 +544,8 @@ int main(void)
     RUN(a_channel_that_we_open_moves_once_it_is_confirmed);
     RUN(a_cancelled_id_is_gone);
     RUN(a_reset_by_the_owner_closes_at_once_and_drops_the_rest);
+    RUN(a_reset_by_the_owner_does_not_wait_for_the_close_of_the_peer);
+    RUN(the_end_of_the_connection_before_the_close_of_the_peer_is_a_loss);
     RUN(an_id_is_kept_until_the_owner_and_the_peer_are_done_with_it);
     RUN(the_end_of_the_connection_delivers_what_it_can_and_ends_all);
     RUN(freeing_the_engine_resets_the_sockets_that_are_left);
