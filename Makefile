@@ -33,7 +33,7 @@ export PYTHON
 SOURCES := setup.py pyproject.toml $(wildcard src/pump/*)
 # What does not touch paramiko's own API need not run again on the oldest one.
 NOT_LOWEST := addresses aio bench broker_* cli cli_others cli_visitors config \
-    engine_memory fairness \
+    connection_machine engine_memory fairness stream_properties \
     faults_process forwards gateway_command gateway_config halfclose handlers hostkeys \
     interop_* layers openssh_* package policy profile* promises proxy_protocol pump_* \
     run_command scale security_* socks status* stream style supervisor* tunnel_rules \
