@@ -50,6 +50,11 @@ const char *faults_fired(void)
     return fired[0] != '\0' ? fired : NULL;
 }
 
+bool faults_fired_by(const char *call)
+{
+    return strncmp(fired, call, strlen(call)) == 0;
+}
+
 void faults_begin(void)
 {
     depth++;

@@ -24,8 +24,10 @@ FAULTS_API void faults_arm(unsigned nth, unsigned which);
 FAULTS_API unsigned faults_disarm(void);
 /* How many errors call number `nth` may have; 0: there was none. */
 FAULTS_API unsigned faults_errors(void);
-/* The call that failed, and with which errno: "recv: Connection reset by peer"; or NULL. */
+/* The call that failed, and with which errno: "recv: ECONNRESET"; or NULL. */
 FAULTS_API const char *faults_fired(void);
+/* Whether that call failed: "recv", or with its errno, "recv: ECONNRESET". */
+FAULTS_API bool faults_fired_by(const char *call);
 /* Only calls of this thread between the two count, and fail. They nest. */
 FAULTS_API void faults_begin(void);
 FAULTS_API void faults_end(void);
@@ -34,7 +36,6 @@ FAULTS_API void faults_everywhere(bool on);
 /* A wait that finds nothing does not wait: it is interrupted (EINTR). So one thread can
  * run a loop in steps. */
 FAULTS_API void faults_never_wait(bool on);
-
 
 /* Run `scenario` without a fault, then once for every error of every call that it makes,
  * until a run has no more calls. Ends the program if something lives after it, or a

@@ -6,6 +6,7 @@
  * of it, what was cut is reset, and whoever is cut is told why. */
 #include "check.h"
 #include "faults.h"
+#include "pattern.h"
 #include "peer.h"
 
 #include <errno.h>
@@ -48,29 +49,6 @@ typedef struct {
     int has_new_keys;
 } scene;
 
-static uint8_t byte_at(size_t at, unsigned seed)
-{
-    return (uint8_t)(at * 31 + (at >> 8) + seed * 101);
-}
-
-static void fill(uint8_t *into, size_t n, size_t at, unsigned seed)
-{
-    for (size_t i = 0; i < n; i++)
-        into[i] = byte_at(at + i, seed);
-}
-
-static void check_bytes(const uint8_t *bytes, size_t n, size_t at, unsigned seed)
-{
-    for (size_t i = 0; i < n; i++)
-        CHECK_EQ(bytes[i], byte_at(at + i, seed));
-}
-
-static int fired_call(const char *call)
-{
-    const char *fired = faults_fired();
-    return fired != NULL && strncmp(fired, call, strlen(call)) == 0;
-}
-
 /* ---- the app of a channel ---- */
 
 static void app_sends(stream *s, unsigned seed)
@@ -79,7 +57,7 @@ static void app_sends(stream *s, unsigned seed)
     size_t n = OUT_BYTES - s->sent < sizeof some ? OUT_BYTES - s->sent : sizeof some;
     if (n == 0 || s->end < 0)
         return;
-    fill(some, n, s->sent, seed);
+    fill_bytes(some, n, s->sent, seed);
     ssize_t done = send(s->app, some, n, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (done < 0 && errno != EAGAIN)
         s->end = -1; /* a reset is told once: by this call, or by recv */
@@ -119,7 +97,7 @@ static void peer_speaks(scene *s, stream *c, unsigned seed)
         PEER_SAY(&s->p, SAY_CLOSE, c->id);
         c->said_close = 1;
     } else if (n > 0) {
-        fill(some, n, c->said, seed + CHANNELS);
+        fill_bytes(some, n, c->said, seed + CHANNELS);
         peer_say_data(&s->p, c->id, some, n);
         c->said += n;
     } else if (!c->said_eof) {
@@ -251,6 +229,11 @@ static void do_besides(scene *s, unsigned step)
     }
     if (step == KEYS_AT)
         say_something(s);
+    if (step == RESET_AT) {
+        faults_begin();
+        rt_engine_wake(s->p.engine);
+        faults_end();
+    }
     if (is_time_for_new_keys(s))
         use_new_keys(s);
 }
@@ -293,7 +276,7 @@ static unsigned check_stream(const scene *s, const stream *c)
 {
     const rt_ended *ending = ending_of(s, c);
     CHECK(ending != NULL && c->end != 0);
-    int takes_no_more = fired_call("sendmsg: EPIPE"); /* said the socket of one */
+    int takes_no_more = faults_fired_by("sendmsg: EPIPE"); /* said the socket of one */
     if (c->end == 1)
         CHECK(c->got == IN_BYTES || takes_no_more);
     if (!ending->was_reset) {
@@ -308,8 +291,8 @@ static unsigned check_stream(const scene *s, const stream *c)
 
 static int is_of_a_local_socket(void)
 {
-    return fired_call("recvmsg") || fired_call("sendmsg") || fired_call("epoll_ctl") ||
-           fired_call("shutdown") || fired_call("getsockopt") || fired_call("setsockopt");
+    return faults_fired_by("recvmsg") || faults_fired_by("sendmsg") || faults_fired_by("epoll_ctl") ||
+           faults_fired_by("shutdown") || faults_fired_by("getsockopt") || faults_fired_by("setsockopt");
 }
 
 /* Nobody may notice that a call was interrupted, or had nothing yet. */
@@ -360,9 +343,9 @@ static void carry_bytes(void)
     CHECK(refused + cut == 0 || (faults_fired() != NULL && !is_nothing()));
     CHECK(refused + cut <= 1 || s.over);
     CHECK(!s.over || !is_of_a_local_socket()); /* the others go on */
-    if (fired_call("malloc") && cut > 0)
+    if (faults_fired_by("malloc") && cut > 0)
         *(s.over ? &all_cut_for_memory : &one_cut_for_memory) += 1;
-    one_cut_for_epoll += fired_call("epoll_ctl MOD") && cut == 1 && !s.over;
+    one_cut_for_epoll += faults_fired_by("epoll_ctl MOD") && cut == 1 && !s.over;
     peer_close(&s.p);
 }
 
@@ -430,7 +413,7 @@ static void reset_behind_the_end(void)
     if (p.ended_count > 0)
         CHECK(p.ended.was_reset && p.ended.error != 0);
     else /* the connection broke, or no memory for a message */
-        CHECK(faults_fired() != NULL && !fired_call("getsockopt"));
+        CHECK(faults_fired() != NULL && !faults_fired_by("getsockopt"));
     if (!gone)
         close(fds[1]);
     peer_close(&p);

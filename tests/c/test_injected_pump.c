@@ -1,12 +1,14 @@
-/* Each allocation and system call of the pump fails, once, in every way that it may: docs/faults.md
- * says what must happen then. Never is there a crash, a leak or an open descriptor, nor a
+/* Each allocation and system call of the pump fails, once, in every way that it may:
+ * docs/faults.md says what must happen then. Never is there a crash, a leak or an open descriptor, nor a
  * wrong byte, nor an end of stream in place of bytes that are missing. */
 #include "check.h"
 #include "faults.h"
+#include "pattern.h"
 #include "reactor.h"
 #include "sockets.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -38,6 +40,7 @@ static void a_reactor_is_made_or_the_errno_says_why_not(void)
 #define DATA_BYTES 50000u
 #define PAIRS 2
 #define STEPS_MAX 20000
+#define READS_FROM 20 /* the step */
 
 typedef struct {
     rt_pair *core;
@@ -48,19 +51,15 @@ typedef struct {
 } pair;
 
 static bool splices;
-
-static uint8_t byte_at(size_t at, unsigned seed)
-{
-    return (uint8_t)(at * 31 + (at >> 8) + seed * 101);
-}
+static int reads_late;       /* so that bytes are buffered */
+static uint64_t bytes_per_s; /* 0: no limit */
 
 static void app_sends(pair *p, int side)
 {
     uint8_t some[8192];
     size_t n = DATA_BYTES - p->sent[side] < sizeof some ? DATA_BYTES - p->sent[side]
                                                         : sizeof some;
-    for (size_t i = 0; i < n; i++)
-        some[i] = byte_at(p->sent[side] + i, (unsigned)side);
+    fill_bytes(some, n, p->sent[side], (unsigned)side);
     ssize_t done = n == 0 ? 0 : send(p->apps[side], some, n, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (done < 0 && errno != EAGAIN)
         p->end[side] = -1; /* a reset is told once: by this call, or by recv */
@@ -83,8 +82,7 @@ static void app_reads(pair *p, int side)
         p->end[side] = n == 0 ? 1 : -1;
         return;
     }
-    for (ssize_t i = 0; i < n; i++)
-        CHECK_EQ(some[i], byte_at(p->got[side] + (size_t)i, (unsigned)!side));
+    check_bytes(some, (size_t)n, p->got[side], (unsigned)!side);
     p->got[side] += (size_t)n;
     CHECK(p->got[side] <= DATA_BYTES);
 }
@@ -96,13 +94,13 @@ static void pair_start(pair *p, rt_reactor *reactor)
     memset(ends, 0, sizeof ends);
     for (int i = 0; i < 2; i++) {
         int fds[2];
-        tcp_pair(fds);
-        p->apps[i] = fds[0];
-        ends[i].read_fd = ends[i].write_fd = fds[1];
+        (reads_late ? small_tcp_pair : tcp_pair)(fds);
+        p->apps[i] = fds[1];
+        ends[i].read_fd = ends[i].write_fd = fds[0];
         ends[i].is_socket = true;
     }
     faults_begin();
-    p->core = rt_pair_new(ends[0], ends[1], 0, rt_now_ns(), p);
+    p->core = rt_pair_new(ends[0], ends[1], bytes_per_s, rt_now_ns(), p);
     if (p->core != NULL) {
         p->core->ab.splice = p->core->ba.splice = splices;
         p->taken = rt_reactor_attach(reactor, &p->core->entry) == 0;
@@ -149,12 +147,15 @@ static void move_bytes(void)
         for (int i = 0; i < PAIRS; i++)
             for (int side = 0; side < 2; side++) {
                 app_sends(&pairs[i], side);
-                app_reads(&pairs[i], side);
+                if (!reads_late || step >= READS_FROM)
+                    app_reads(&pairs[i], side);
             }
         faults_begin();
         outcome = rt_reactor_step(reactor, batch, false);
         faults_end();
         take_reports(batch);
+        if (outcome == RT_REACTOR_INTERRUPTED && bytes_per_s != 0)
+            usleep(500); /* in place of its wait */
         if (outcome < 0 && !closed) {
             CHECK(outcome == -ENOMEM && faults_fired() != NULL);
             closed = 1;
@@ -196,9 +197,98 @@ static void bytes_of_pairs_arrive_exactly_or_one_pair_ends_with_an_error(void)
     faults_never_wait(false);
 }
 
+static void the_same_with_bytes_that_are_buffered(void)
+{
+    faults_never_wait(true);
+    reads_late = 1;
+    for (int i = 0; i < 2; i++) {
+        splices = i == 0;
+        CHECK(faults_exhaust(move_bytes) > 20);
+    }
+    reads_late = 0;
+    faults_never_wait(false);
+}
+
+static void the_same_with_a_rate(void)
+{
+    faults_never_wait(true);
+    bytes_per_s = 1000000000;
+    CHECK(faults_exhaust(move_bytes) > 20);
+    bytes_per_s = 0;
+    faults_never_wait(false);
+}
+
+/* ---- pipes, which end but cannot be reset ---- */
+
+static void fill_a_pipe(void)
+{
+    int sockets[2], in[2], out[2], over = 0, error = 0;
+    uint8_t some[8192];
+    size_t sent = 0, got = 0;
+    tcp_pair(sockets);
+    CHECK(pipe(in) == 0 && pipe(out) == 0);
+    CHECK(close(in[1]) == 0); /* the pipe has nothing to say */
+    CHECK(fcntl(out[0], F_SETFL, O_NONBLOCK) == 0);
+    rt_batch *batch = calloc(1, sizeof *batch);
+    rt_reactor *reactor = rt_reactor_new(RT_EPOLL);
+    CHECK(batch != NULL && reactor != NULL && rt_reactor_enter(reactor) == 0);
+    const rt_end socket_end = {sockets[0], sockets[0], true, false, false};
+    const rt_end pipe_end = {in[0], out[1], false, false, false};
+    faults_begin();
+    rt_pair *core = rt_pair_new(socket_end, pipe_end, 0, rt_now_ns(), NULL);
+    int taken = 0;
+    if (core != NULL) {
+        core->ab.splice = core->ba.splice = false;
+        taken = rt_reactor_attach(reactor, &core->entry) == 0;
+    }
+    faults_end();
+    for (int step = 0; taken && !over; step++) {
+        CHECK(step < STEPS_MAX);
+        size_t n = DATA_BYTES - sent < sizeof some ? DATA_BYTES - sent : sizeof some;
+        fill_bytes(some, n, sent, 0);
+        ssize_t done = n == 0 ? 0 : send(sockets[1], some, n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        sent += done > 0 ? (size_t)done : 0;
+        if (sent == DATA_BYTES)
+            (void)shutdown(sockets[1], SHUT_WR);
+        faults_begin();
+        CHECK(rt_reactor_step(reactor, batch, false) >= 0);
+        faults_end();
+        for (unsigned i = 0; i < batch->n; i++) {
+            over = 1;
+            error = batch->reports[i].error;
+        }
+        for (ssize_t m; (m = read(out[0], some, sizeof some)) > 0; got += (size_t)m)
+            check_bytes(some, (size_t)m, got, 0);
+    }
+    CHECK((taken && error == 0) || faults_fired() != NULL);
+    CHECK(!taken || error != 0 || got == DATA_BYTES);
+    if (!taken) { /* they are still ours */
+        close(sockets[0]);
+        close(in[0]);
+        close(out[1]);
+    }
+    if (core != NULL)
+        rt_pair_free(core);
+    rt_reactor_leave(reactor);
+    rt_reactor_free(reactor);
+    free(batch);
+    close(sockets[1]);
+    close(out[0]);
+}
+
+static void the_same_into_a_pipe(void)
+{
+    faults_never_wait(true);
+    CHECK(faults_exhaust(fill_a_pipe) > 20);
+    faults_never_wait(false);
+}
+
 int main(void)
 {
     RUN(a_reactor_is_made_or_the_errno_says_why_not);
     RUN(bytes_of_pairs_arrive_exactly_or_one_pair_ends_with_an_error);
+    RUN(the_same_with_bytes_that_are_buffered);
+    RUN(the_same_with_a_rate);
+    RUN(the_same_into_a_pipe);
     return 0;
 }
