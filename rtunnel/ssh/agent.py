@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from paramiko import Message
+from rtunnel.errors import ProtocolError
+from rtunnel.wire import Reader, string, u32
 
 _REQUEST_IDENTITIES: Final = 11
 _IDENTITIES_ANSWER: Final = 12
@@ -27,6 +28,7 @@ ANSWER_BYTES_MAX: Final = 256 * 1024  # AGENT_MAX_LEN of OpenSSH
 KEYS_MAX: Final = 2048  # MAX_AGENT_IDENTITIES of OpenSSH
 # Without a flag, an agent signs with SHA-1 for an RSA key (RFC 8332).
 _FLAGS: Final = {"rsa-sha2-256": 2, "rsa-sha2-512": 4}
+_CUT_SHORT: Final = "the agent sent an answer that is cut short"
 
 
 class AgentError(Exception):
@@ -56,26 +58,27 @@ class Agent:
     def keys(self) -> list[AgentKey]:
         """Return the agent's keys, in its order. Raises `AgentError`."""
         answer = self._ask(_REQUEST_IDENTITIES, b"", _IDENTITIES_ANSWER)
-        count = answer.get_int()
-        if count > KEYS_MAX:
-            raise AgentError(f"the agent says it has {count} keys")
-        keys = []
-        for _ in range(count):
-            blob = answer.get_string()
-            comment = answer.get_string().decode("utf-8", "replace")
-            keys.append(AgentKey(blob, comment))
-        return keys
+        try:
+            count = answer.u32()
+            if count > KEYS_MAX:
+                raise AgentError(f"the agent says it has {count} keys")
+            return [
+                AgentKey(answer.string(), answer.string().decode("utf-8", "replace"))
+                for _ in range(count)
+            ]
+        except ProtocolError:
+            raise AgentError(_CUT_SHORT) from None
 
     def sign(self, blob: bytes, data: bytes, algorithm: str) -> bytes:
         """Return the signature (RFC 4253, section 6.6) by a key of the agent.
 
         Blocks as long as the agent asks its owner. Raises `AgentError`.
         """
-        request = Message()
-        request.add_string(blob)
-        request.add_string(data)
-        request.add_int(_FLAGS.get(algorithm, 0))
-        return self._ask(_SIGN_REQUEST, request.asbytes(), _SIGN_RESPONSE).get_string()
+        request = string(blob) + string(data) + u32(_FLAGS.get(algorithm, 0))
+        try:
+            return self._ask(_SIGN_REQUEST, request, _SIGN_RESPONSE).string()
+        except ProtocolError:
+            raise AgentError(_CUT_SHORT) from None
 
     def close(self) -> None:
         """Close the connection; a wait in another thread ends with `AgentError`."""
@@ -94,7 +97,7 @@ class Agent:
     ) -> None:
         self.close()
 
-    def _ask(self, kind: int, contents: bytes, expected: int) -> Message:
+    def _ask(self, kind: int, contents: bytes, expected: int) -> Reader:
         try:
             size = (1 + len(contents)).to_bytes(4)
             self._sock.sendall(size + bytes([kind]) + contents)
@@ -106,7 +109,7 @@ class Agent:
             raise AgentError(f"the agent is gone: {error.strerror}") from error
         if answer[0] != expected:
             raise AgentError("the agent refused")
-        return Message(answer[1:])
+        return Reader(answer[1:])
 
     def _read(self, size: int) -> bytes:
         data = bytearray()
