@@ -107,10 +107,15 @@ class Openings:
             uint32  recipient channel, sender channel, initial window, max packet
         """
         fields = Reader(payload)
-        waiting = self._take(fields.u32())
-        if waiting is None:
+        number = fields.u32()
+        if not self._is_waiting(number):
             return False
-        self._finish(waiting, relay=waiting.opening.confirm(read_peer_side(fields)))
+        # Read to the end before it is taken: else an answer that ends the connection
+        # leaves an open that `fail` does not find.
+        peer = read_peer_side(fields)
+        waiting = self._take(number)
+        if waiting is not None:
+            self._finish(waiting, relay=waiting.opening.confirm(peer))
         return True
 
     def refused(self, payload: bytes) -> bool:
@@ -121,10 +126,13 @@ class Openings:
             string  description, language
         """
         fields = Reader(payload)
-        waiting = self._take(fields.u32())
-        if waiting is None:
+        number = fields.u32()
+        if not self._is_waiting(number):
             return False
         code, text = fields.u32(), fields.text()
+        waiting = self._take(number)
+        if waiting is None:
+            return True
         waiting.opening.cancel()
         error = ChannelOpenError(
             f"the server refused the channel: {text or 'no reason given'} "
@@ -144,7 +152,12 @@ class Openings:
             entry.opening.cancel()
             self._finish(entry, error=lost)
 
+    def _is_waiting(self, number: int) -> bool:
+        with self._lock:
+            return number in self._waiting
+
     def _take(self, number: int) -> _Waiting | None:
+        """Take an open out; None if the connection has ended meanwhile."""
         with self._lock:
             return self._waiting.pop(number, None)
 
