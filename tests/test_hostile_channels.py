@@ -117,6 +117,36 @@ def test_a_second_answer_to_the_open_of_a_session_changes_nothing(
     served.check_goes_on()
 
 
+@pytest.mark.parametrize("kind", [seams.MSG_CHANNEL_SUCCESS, seams.MSG_CHANNEL_FAILURE])
+def test_a_reply_to_no_request_on_a_session_changes_nothing(
+    served: Served, kind: int
+) -> None:
+    number, channel = served.peer.open_session()
+    with ThreadPoolExecutor(1) as pool:
+        served.peer.say(kind, u32(number))
+        served.settle()
+        asked = pool.submit(channel.exec_command, "true")
+        assert served.peer.expect(seams.MSG_CHANNEL_REQUEST).u32() == 3
+        served.peer.say(seams.MSG_CHANNEL_SUCCESS, u32(number))
+        asked.result(20)
+        served.peer.say(kind, u32(number))
+        served.settle()
+    channel.sendall(b"as before")
+    fields = served.peer.expect(seams.MSG_CHANNEL_DATA)
+    assert (fields.u32(), fields.string()) == (3, b"as before")
+    served.check_goes_on()
+
+
+def test_data_behind_the_end_of_a_session_is_dropped(served: Served) -> None:
+    number, channel = served.peer.open_session()
+    for piece in (b"the rest", b"too late"):
+        served.peer.say(DATA, u32(number) + string(piece))
+        served.peer.say(EOF, u32(number))
+    served.settle()
+    assert read_all(channel) == b"the rest"
+    served.check_goes_on()
+
+
 def test_replies_to_no_request_are_dropped_by_the_thousand(
     served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,17 +1,19 @@
 """What paramiko's own channels let a peer do, and a peer may not.
 
 Theory of operation. paramiko believes its peer: data over the window is buffered
-without an end, an answer to an open is taken for any channel at any time, a message of
-a type it does not know ends the connection by a KeyError, and every channel number
-there ever was is remembered. Guards stand before the handlers of one transport and
-let pass what RFC 4254 allows. What is merely late or stray is dropped and leaves
-nothing behind; what breaks a rule ends the connection.
+without an end, an answer to an open or to a request is taken for any channel at any
+time, a message of a type it does not know ends the connection by a KeyError, DEBUG is
+made printable byte by byte whether it is logged or not, and every channel number there
+ever was is remembered. Guards stand before the handlers of one
+transport and let pass what RFC 4254 allows. What is merely late or stray is dropped
+and leaves nothing behind; what breaks a rule ends the connection.
 
 All of it runs on the transport's thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Final, NoReturn
@@ -61,13 +63,17 @@ class Guards:
             handlers[kind] = self._checked(check, handlers[kind])
         for kind in set(range(1, 256)).difference(MSG_NAMES, handlers):
             handlers[kind] = self._answer_unknown
+        seams.shadow(transport, "_parse_debug", self._on_debug)
         seams.take_every_channel_for_seen(transport)
+        seams.mark_questions(transport)
         seams.check_channel_messages(
             transport,
             {
                 seams.MSG_CHANNEL_DATA: self._check_data,
                 seams.MSG_CHANNEL_EXTENDED_DATA: self._check_extended,
                 seams.MSG_CHANNEL_WINDOW_ADJUST: self._check_adjust,
+                seams.MSG_CHANNEL_SUCCESS: self._check_reply,
+                seams.MSG_CHANNEL_FAILURE: self._check_reply,
             },
         )
 
@@ -91,6 +97,19 @@ class Guards:
         have seen it offered, which it is not here.
         """
         seams.send_unimplemented(self._transport, message)
+
+    def _on_debug(self, message: Message) -> None:
+        """Log what the peer says; a message that is cut short is no worse than none.
+
+        Payload::
+            boolean always display
+            string  message, language
+        """
+        fields = Reader(seams.payload(message))
+        with contextlib.suppress(ProtocolError):
+            fields.boolean()
+            text = fields.text()
+            log.debug("peer says: conn=%x text=%r", id(self._transport), text)
 
     def _check_open(self, fields: Reader) -> bool:
         """Let an open pass whose channel can be used, and is not one too many."""
@@ -154,12 +173,17 @@ class Guards:
         taken_bytes = seams.uncredited_bytes(channel) + count
         if taken_bytes > window_bytes + window_bytes * GRACE_PERCENT // 100:
             self._fail(ProtocolError("the peer ignored the channel window"))
-        return True
+        # Behind EOF there is no data: nobody may read it, or some of it.
+        return not channel.eof_received
 
     def _check_adjust(self, channel: paramiko.Channel, fields: Reader) -> bool:
         if seams.send_window_bytes(channel) + fields.u32() > WINDOW_LIMIT_BYTES:
             self._fail(ProtocolError("the peer's window went over 2^32-1"))
         return True
+
+    def _check_reply(self, channel: paramiko.Channel, fields: Reader) -> bool:
+        """Let the reply to a request pass, once; FAILURE closes paramiko's channel."""
+        return seams.awaits_reply(channel)
 
 
 def _check_max_packet(max_packet_bytes: int) -> None:

@@ -95,6 +95,7 @@ CHANNEL_NAMES: Final = (
 )
 
 CHANNEL_ATTRIBUTES: Final = (
+    "event",
     "in_buffer",
     "in_max_packet_size",
     "in_stderr_buffer",
@@ -208,6 +209,29 @@ def take_every_channel_for_seen(transport: AnyTransport) -> None:
 def is_opening(transport: AnyTransport, number: int) -> bool:
     """Say whether an open of paramiko's own waits for its answer."""
     return number in transport.channel_events
+
+
+def mark_questions(transport: AnyTransport) -> None:
+    """Let `awaits_reply` hold for channels of paramiko's that are made from here on.
+
+    The event of a channel is cleared by a request that wants a reply, and set by the
+    reply and by the end; what is missing is that it begins set.
+    """
+    channels = transport._channels
+    original = channels.put
+
+    def put(number: int, channel: Any) -> None:
+        if isinstance(channel, paramiko.Channel):
+            made: Any = channel
+            made.event.set()
+        original(number, channel)
+
+    channels.put = put
+
+
+def awaits_reply(channel: Any) -> bool:
+    """Say whether a request on a channel of paramiko's waits for its reply."""
+    return not channel.event.is_set()
 
 
 def accept_queue_length(transport: AnyTransport) -> int:
