@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from rtunnel import Tunnel
 from tests.support.live import nothing_left
+from tests.support.logs import logging_as_before
 from tests.support.postgres import (
     postgres as postgres,
 )
@@ -27,21 +30,56 @@ from tests.support.x2go import (
     x2go_tunnel as x2go_tunnel,
 )
 
-# Files that stay together on one process, with an X2Go user of their own: much of what
-# they do waits for sessions to start and to end.
-TOGETHER = ("test_x2go_client", "test_x2go_broker", "test_x2go_")
+# What is shared between tests of several files has one process to itself: an X2Go user
+# and what he left behind, the state of Debian's broker, which lies in one place. It is
+# by the longest waits that these begin.
+TOGETHER: Final = {
+    "x2go client": ("test_x2go_client", "test_x2go_profiles"),
+    "x2go sessions": ("test_x2go_terminal", "test_x2go_cli"),
+    "x2go broker": ("test_x2go_broker",),
+    "x2go": ("test_x2go_",),
+}
+BEFORE_OTHERS: Final = ("test_package", "test_bench", "test_faults_process")
 
 # Tests that several files share: their assertions should say as much as any.
 pytest.register_assert_rewrite("tests.support.interop")
 
 
+class _ByFile(LoadScopeScheduling):
+    """Keep each file on one process, or several of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(Path(nodeid.partition("::")[0]).name)
+
+
+def _group(name: str) -> str:
+    """Return what a file stays together with: itself, or a group."""
+    if name.startswith("test_x2go_client_broker"):
+        return "x2go broker"
+    for group, starts in TOGETHER.items():
+        if name.startswith(starts):
+            return group
+    return name
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _ByFile:
+    """Distribute by groups of files, in the order of the tests."""
+    config.option.loadscopereorder = False
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep each file on one process, and those of X2Go on three, which begin."""
-    for item in items:
-        name = item.path.name
-        group = next((start for start in TOGETHER if name.startswith(start)), name)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not item.path.name.startswith(TOGETHER))
+    """Begin with what takes longest."""
+    groups = [*TOGETHER, *(f"{name}.py" for name in BEFORE_OTHERS)]
+    rank = {group: number for number, group in enumerate(groups)}
+    items.sort(key=lambda item: rank.get(_group(item.path.name), len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Let no test find what a command in another one did to the log."""
+    with logging_as_before():
+        yield
 
 
 @pytest.fixture(autouse=True)
