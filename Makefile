@@ -53,7 +53,7 @@ NOT_SANITIZED := addresses auth bench cli cli_others config connect docs \
 SANITIZED := build/sanitize
 # The tests wait more than they work: more processes than cores. tests/conftest.py says
 # what stays together on one of them.
-PARALLEL := -n 5 -p no:benchmark
+PARALLEL := -n 4 -p no:benchmark
 # That the benchmarks run, not what they measure.
 SMOKE := bulk latency --quick
 # A virtual environment dies with the interpreter that it was made from.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 import rtunnel
 from rtunnel import Tunnel
 from rtunnel.errors import ConnectionLost, RequestTimeout
-from tests.support.sshd import Sshd
+from rtunnel.ssh import seams
+from tests.support.link import Link
+from tests.support.sshd import Sshd, wait_until
+from tests.support.tunnels import TIMEOUT_S, open_transport, transport_class
 
 
 def test_a_command_gives_its_output_both_ways_and_its_status(tunnel: Tunnel) -> None:
@@ -48,6 +52,25 @@ def test_the_time_covers_a_command_that_writes_on_and_on(tunnel: Tunnel) -> None
 def test_a_command_ends_with_its_connection(tunnel: Tunnel, sshd: Sshd) -> None:
     with pytest.raises(ConnectionLost):
         rtunnel.run_command(tunnel.transport, "kill -KILL $PPID; cat")
+
+
+def test_a_connection_that_is_reset_under_a_command_is_lost(
+    sshd: Sshd, backend: str
+) -> None:
+    with (
+        Link(sshd.port) as link,
+        Tunnel(
+            open_transport(sshd.login.by(link.port), transport_class(backend)),
+            backend=backend,
+        ) as tunnel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        link.freeze()
+        running = pool.submit(rtunnel.run_command, tunnel.transport, "true")
+        wait_until(lambda: seams.has_stock_channels(tunnel.transport))
+        link.cut()
+        with pytest.raises(ConnectionLost):
+            running.result(TIMEOUT_S)
 
 
 def test_a_file_is_put_with_its_mode(tunnel: Tunnel, tmp_path: Path) -> None:

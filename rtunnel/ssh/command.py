@@ -121,8 +121,11 @@ def _explained(transport: AnyTransport, what: str) -> Iterator[None]:
         yield
     except TimeoutError as error:
         raise RequestTimeout(f"{what} did not end in time") from error
-    except (paramiko.SSHException, EOFError) as error:
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        # Whoever waits for an answer gets what the socket said: that is an OSError.
         if not transport.is_active():
             raise ConnectionLost(f"the connection ended: {error}") from error
+        if isinstance(error, OSError):
+            raise
         code = getattr(error, "code", 0)
         raise ChannelOpenError(f"the server refused {what}: {error}", code) from error

@@ -14,6 +14,7 @@ import paramiko
 
 import rtunnel
 from rtunnel import Tunnel
+from rtunnel.bench.sshd import Login
 from tests.support.sshd import Sshd
 
 # Every test of the contract runs on each of these.
@@ -27,7 +28,7 @@ PORT_0 = ("127.0.0.1", 0)
 
 
 def open_transport(
-    sshd: Sshd, kind: type[paramiko.Transport] = paramiko.Transport
+    sshd: Sshd | Login, kind: type[paramiko.Transport] = paramiko.Transport
 ) -> paramiko.Transport:
     """Connect and authenticate a transport: a stock one, or of another class."""
     transport = kind(("127.0.0.1", sshd.port))
