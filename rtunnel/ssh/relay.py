@@ -91,8 +91,8 @@ class Relay(Protocol):
     def reset(self) -> None:
         """End it now: CLOSE goes out at once, the local socket is reset.
 
-        Ends the wait for the peer's CLOSE, too, where only that is missing: nobody knows
-        then whether the last bytes arrived, and the reason is "reset".
+        Ends the wait for the peer's CLOSE, too, where only that is missing: nobody
+        knows then whether the last bytes arrived, and the reason is "reset".
         """
 
 
