@@ -41,6 +41,18 @@ _PRINT_ARGUMENT: Final = {
 }
 
 
+# One of these tells of each end of holding.
+_END_EVENTS: Final = (
+    events.SessionSuspended,
+    events.SessionTakenOver,
+    events.SessionTerminated,
+    events.SessionFailed,
+    events.ConnectionDied,
+)
+# For subscribers that come before: they may ask the user.
+_TELL_TIMEOUT_S: Final = 10.0
+
+
 class ToldToEnd(BaseException):
     """SIGINT or SIGTERM came. Not an Exception: nothing on the way may catch it."""
 
@@ -60,6 +72,10 @@ class Holder:
         self._events = Events()
         self._events.subscribe(output.event)
         self._events.subscribe(self._answer)
+        # The state changes first, and then somebody else tells of it: who only looks
+        # at the state may leave before that was printed.
+        self._end_told = threading.Event()
+        self._events.subscribe(self._note_end)
 
     def hold(self, options: Any, listed: str | None = None) -> ExitStatus:
         """Start a session, or resume the one that is listed so, and stay with it."""
@@ -97,6 +113,7 @@ class Holder:
                 keeper.keep()
             else:
                 terminal.wait_for(State.LOST, *ENDS)
+            self._end_told.wait(_TELL_TIMEOUT_S)
         finally:
             door.close()
 
@@ -184,6 +201,12 @@ class Holder:
         folder = folder.absolute()
         found = [each for each in self._sharing.folders if each.folder == folder]
         return found[0].mount_point if found else ""
+
+    def _note_end(self, event: events.Event) -> None:
+        if isinstance(event, _END_EVENTS):
+            self._end_told.set()
+        elif isinstance(event, (events.SessionStarted, events.ConnectionRestored)):
+            self._end_told.clear()
 
     def _answer(self, event: events.Event) -> None:
         """Answer what the MIME box asks: where --mimebox-to says."""
