@@ -28,7 +28,7 @@ HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parents[1]
 BUILD: Final = ROOT / "build" / "fuzz"
 FINDINGS: Final = BUILD / "findings"
-AT_ONCE: Final = 2
+AT_ONCE: Final = 5
 MEMORY_MB: Final = 2048
 ONE_INPUT_S: Final = 25
 # How long a fuzzer may take for its start, and for its corpus.
