@@ -52,8 +52,9 @@ SANITIZED_SHORT := channel connection connection_machine cves halfclose \
 SANITIZED := build/sanitize
 CTEST_JOBS = -j$$(nproc) --output-sync=target
 # The tests wait more than they work: more processes than cores. tests/conftest.py says
-# what stays together on one of them.
-PARALLEL := -n 4 -p no:benchmark
+# what stays together on one of them. One that crashed is not replaced: the file that
+# it ran would crash the next one, too.
+PARALLEL := -n 4 --max-worker-restart 0 -p no:benchmark
 # A virtual environment dies with the interpreter that it was made from.
 ifeq ($(shell test -e $(VENV)/.made && ! $(BIN)/python -c "" 2>/dev/null && echo 1),1)
     $(shell rm -f $(VENV)/.made)
