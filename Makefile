@@ -203,9 +203,6 @@ $(NEWEST)/.dev: $(SOURCES) $(LOCK)
 sanitizer-env: $(VENV)/.dev | system-test
 	$(STEP) "a build with sanitizers" .ci/sanitizer-env $(VENV)
 
-# The same interpreter, so that the modules compiled for $(VENV) serve here too.
-$(LOWEST)/.dev: $(VENV)/.built $(LOCK) $(LOWEST_LOCK)
+$(LOWEST)/.dev: $(VENV)/.dev $(LOWEST_LOCK)
 	$(STEP) "virtual environment $(LOWEST), paramiko $(LOWEST_PARAMIKO)" sh -c \
-	    '$(BIN)/python -m venv --clear $(LOWEST) && \
-	    $(LOWEST)/bin/python $(LOCKED) $(LOCK) && \
-	    $(LOWEST)/bin/python $(LOCKED) $(LOWEST_LOCK) --no-deps && touch $@'
+	    '.ci/lowest-env $(VENV) $(LOWEST) $(LOWEST_LOCK) && touch $@'
