@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -160,6 +161,20 @@ def test_there_is_nothing_where_nothing_was_started(control: Control) -> None:
     assert control.state(NOBODY) == ""
     assert control.mounts(NOBODY) == []
     assert control.wait_state(NOBODY, ("RUNNING", "")) == ""
+
+
+def test_an_agent_that_is_writing_its_state_is_not_taken_for_gone(
+    control: Control,
+) -> None:
+    control.run(f"mkdir -p .x2go/C-{NOBODY} && : > .x2go/C-{NOBODY}/state")
+    writing = threading.Timer(
+        0.5, control.run, [f"echo SUSPENDED > .x2go/C-{NOBODY}/state"]
+    )
+    writing.start()
+    assert control.wait_state(NOBODY, ("SUSPENDED", "TERMINATED", "")) == "SUSPENDED"
+    writing.join()
+    control.run(f"rm -r .x2go/C-{NOBODY}")
+    assert control.wait_state(NOBODY, ("SUSPENDED", "TERMINATED", "")) == ""
 
 
 def test_a_session_that_is_not_there_cannot_be_resumed(control: Control) -> None:

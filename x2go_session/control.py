@@ -269,11 +269,14 @@ class Control:
         """
         path = shlex.quote(f"{self.session_folder(name)}/state")
         turns = max(int(timeout_s / STATE_PAUSE_S), 1)
-        # A pattern of nothing stands for: no agent.
-        patterns = "|".join(state or '""' for state in sorted(wanted))
+        said_so = "".join(f"{state}) ;; " for state in sorted(wanted) if state)
+        # The agent empties the file before it writes it anew: an empty one says
+        # nothing. Nothing stands for no agent only where there is no file.
+        nothing = f"[ ! -e {path} ]" if "" in wanted else "false"
         said = self.run(
-            f"n=0; while s=$(cat {path} 2>/dev/null); "
-            f'case "$s" in {patterns}) false;; *) [ $n -lt {turns} ];; esac; '
+            f"n=0; until s=$(cat {path} 2>/dev/null); "
+            f'case "$s" in {said_so}"") {nothing};; *) false;; esac '
+            f"|| [ $n -ge {turns} ]; "
             f'do n=$((n+1)); sleep {STATE_PAUSE_S}; done; echo "$s"',
             timeout_s + self.timeout_s,
         )
