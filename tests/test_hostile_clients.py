@@ -23,7 +23,7 @@ from paramiko.message import Message
 import rtunnel
 from rtunnel.errors import RequestTimeout
 from rtunnel.gateway.settings import Rights
-from rtunnel.ssh import guards, seams
+from rtunnel.ssh import guards, outbox, seams
 from rtunnel.ssh.connection import Connection
 from rtunnel.window import MAX_PACKET_BYTES, RECEIVE_WINDOW_BYTES
 from rtunnel.wire import Reader, boolean, string, u32
@@ -113,6 +113,16 @@ class HostileGuest(HostileTransport):
         self.say(seams.MSG_GLOBAL_REQUEST, string("barrier@test") + boolean(True))
         self.next(seams.MSG_REQUEST_FAILURE)
 
+    @contextlib.contextmanager
+    def reading_nothing(self) -> Iterator[None]:
+        """Read no more: its thread is held up by the next answer that comes."""
+        read_on = threading.Event()
+        table = seams.handler_table(self)
+        for kind in (seams.MSG_REQUEST_FAILURE, seams.MSG_CHANNEL_FAILURE):
+            table[kind] = lambda message: read_on.wait()
+        yield
+        read_on.set()
+
     def expect_disconnect(self, text: str) -> None:
         """Wait for a DISCONNECT for a protocol error, and a line with `text` in it."""
         wait_until(lambda: self.disconnect is not None)
@@ -198,6 +208,7 @@ class AtGateway(Scene):
     """A gateway with two clients, of which one is hostile."""
 
     def __init__(self, server: GatewayServer) -> None:
+        self.server = server
         self.hostile = Visited(server)
         self.other = Visited(server)
         self.guest = self.hostile.guest
@@ -205,6 +216,13 @@ class AtGateway(Scene):
 
     def open(self, ours: int) -> tuple[int, socket.socket]:
         return self.hostile.visit(ours)
+
+    def fill_sockets_soon(self) -> None:
+        """Leave the clients' sockets with small buffers on the gateway's side."""
+        for session in self.server.gateway._sessions:
+            session.transport.sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_SNDBUF, 65536
+            )
 
     def check_others_go_on(self) -> None:
         """The other client's visitor hears it, and it gets another one."""
@@ -503,6 +521,25 @@ def test_a_flood_of_listens_gets_as_many_as_the_rights_have(
     # Either client had one before, and the limit is their user's.
     assert answers.count(seams.MSG_REQUEST_SUCCESS) == LISTENERS_MAX - 2
     gateway.check_goes_on()
+
+
+def test_a_client_that_asks_and_never_reads_is_cut_off(
+    gateway: AtGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What waits behind a socket that is full; the engine has a limit of its own.
+    monkeypatch.setattr(outbox, "BACKLOG_MESSAGES", 2000)
+    gateway.fill_sockets_soon()
+    question = u32(gateway.number) + string("x@test") + boolean(True)
+
+    def ask_on_and_on() -> None:
+        while True:
+            gateway.guest.say(seams.MSG_CHANNEL_REQUEST, question)
+
+    with gateway.guest.reading_nothing(), bounded_memory():
+        with pytest.raises((EOFError, OSError)):
+            ask_on_and_on()
+        gateway.check_nothing_listens()
+    gateway.check_others_go_on()
 
 
 def test_a_flood_of_opens_is_refused_one_by_one(gateway: AtGateway) -> None:
