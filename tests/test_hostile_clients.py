@@ -25,6 +25,7 @@ from rtunnel.errors import RequestTimeout
 from rtunnel.gateway.settings import Rights
 from rtunnel.ssh import guards, outbox, seams
 from rtunnel.ssh.connection import Connection
+from rtunnel.ssh.inbound import PeerDead
 from rtunnel.window import MAX_PACKET_BYTES, RECEIVE_WINDOW_BYTES
 from rtunnel.wire import Reader, boolean, string, u32
 from tests.support.gateways import GatewayServer
@@ -540,6 +541,21 @@ def test_a_client_that_asks_and_never_reads_is_cut_off(
             ask_on_and_on()
         gateway.check_nothing_listens()
     gateway.check_others_go_on()
+
+
+@pytest.mark.parametrize("backend", ["pump", "python"])
+def test_who_reads_nothing_for_as_long_as_it_may_be_silent_is_dead(
+    server: AtServer,
+) -> None:
+    # Here the connection's own thread waits for room in the socket.
+    server.server.set_keepalive(0.3, 2)
+    question = u32(server.number) + string("x@test") + boolean(True)
+    with server.guest.reading_nothing():
+        while server.guest.tell(seams.MSG_CHANNEL_REQUEST, question):
+            if not server.server.is_active():
+                break
+        wait_until(lambda: not server.server.is_active())
+    assert isinstance(server.server.get_exception(), PeerDead)
 
 
 def test_a_flood_of_opens_is_refused_one_by_one(gateway: AtGateway) -> None:

@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import paramiko
 from paramiko.common import MSG_NAMES
@@ -39,6 +39,9 @@ from rtunnel.ssh import seams
 from rtunnel.ssh.disconnect import say_disconnect
 from rtunnel.ssh.inbound import PacketReader, PeerDead, PeerFault, PeerMessage
 from rtunnel.ssh.keepalive import Keepalive, Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MSG_DISCONNECT: Final = 1
 MSG_KEXINIT: Final = 20
@@ -118,7 +121,7 @@ class EnginePacketizer(Packetizer):
         self._seal_keys = 0  # that there have been
         self.kex_timeout_s = KEX_TIMEOUT_S
         self._kex_since_s: float | None = None  # our KEXINIT left, keys are not new
-        self._fault: PeerFault | None = None  # found while sending
+        self._fault: PeerFault | PeerDead | None = None  # found while sending
         # Whether nothing can be said any more: DISCONNECT was sent, as a rule.
         self._said_disconnect = False
         # What to say in a DISCONNECT when the transport's thread gives up.
@@ -285,6 +288,41 @@ class EnginePacketizer(Packetizer):
         else:
             super().send_message(data)
             self._sequence_out += 1
+
+    def write_all(self, out: Buffer) -> None:
+        """Write to the socket. Blocks while it is full, but not for a dead peer.
+
+        The thread that keeps watch over the peer may be the one that waits here, or
+        for the lock. So who takes nothing is dead after the time that he may be silent.
+        Raises `PeerDead`; EOFError when the connection is over.
+        """
+        # TCP keepalive and TCP_USER_TIMEOUT see nothing wrong with a window of 0.
+        rest = bytes(out)
+        moved_s = time.monotonic()
+        while rest:
+            if isinstance(self._fault, PeerDead):
+                raise self._fault  # another thread has waited
+            try:
+                sent = self._socket.send(rest)
+            except (TimeoutError, BlockingIOError):
+                sent = None
+            except paramiko.ProxyCommandFailure:
+                raise  # says why
+            except Exception as error:  # the socket may be anything that sends
+                raise EOFError(str(error)) from error
+            if sent:
+                rest = rest[sent:]
+                moved_s = time.monotonic()
+            elif sent == 0 or self.closed:
+                raise EOFError
+            elif (
+                self._keepalive is not None
+                and time.monotonic() - moved_s > self._keepalive.limit_s
+            ):
+                self._fault = PeerDead(
+                    f"the peer has taken nothing for {self._keepalive.limit_s:g} s: "
+                    "the network or the peer is down"
+                )
 
     # Receiving.
 
