@@ -23,7 +23,8 @@ NEWEST := .venv-newest
 NEWEST_PYTHON = $(shell .ci/find-newest-python)
 BIN := $(VENV)/bin
 STEP := @.ci/step
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+# Python compiles what is imported; pip would compile everything.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 LOCKED := $(PIP_INSTALL) --require-hashes -r
 ARGS :=
 MINUTES := 1
@@ -75,8 +76,14 @@ test: ## set everything up, then check everything: what CI runs
 	$(STEP) "make test" $(MAKE) checks
 
 .PHONY: checks
-checks: system-test lint typecheck ctest pytest pytest-lowest pytest-newest \
+checks: environments lint typecheck ctest pytest pytest-lowest pytest-newest \
     sanitize-short fuzz
+
+# Side by side: pip keeps one core busy.
+.PHONY: environments
+environments: | system-test
+	@if [ -n "$(NEWEST_PYTHON)" ]; then $(MAKE) $(NEWEST)/.packages & fi; \
+	$(MAKE) $(VENV)/.dev || failed=1; wait $$! && [ -z "$$failed" ]
 
 # -- single steps ----------------------------------------------------------------------
 
@@ -192,11 +199,14 @@ $(VENV)/.built: $(VENV)/.made $(SOURCES)
 $(VENV)/.dev: $(VENV)/.built $(LOCK)
 	$(STEP) "tools for testing" sh -c '$(BIN)/python $(LOCKED) $(LOCK) && touch $@'
 
-$(NEWEST)/.dev: $(SOURCES) $(LOCK)
+$(NEWEST)/.packages: $(LOCK)
 	$(STEP) "virtual environment $(NEWEST), $$($(NEWEST_PYTHON) --version)" sh -c \
 	    '$(NEWEST_PYTHON) -m venv --clear $(NEWEST) && \
-	    $(NEWEST)/bin/python $(LOCKED) $(LOCK) && \
-	    $(NEWEST)/bin/python $(PIP_INSTALL) --editable . && touch $@'
+	    $(NEWEST)/bin/python $(LOCKED) $(LOCK) && touch $@'
+
+$(NEWEST)/.dev: $(NEWEST)/.packages $(SOURCES)
+	$(STEP) "compile and install rtunnel in $(NEWEST)" sh -c \
+	    '$(NEWEST)/bin/python $(PIP_INSTALL) --editable . && touch $@'
 
 # A copy of the checkout, with modules of its own: those of the checkout stay.
 .PHONY: sanitizer-env
