@@ -44,9 +44,9 @@ NOT_NEWEST := $(filter-out aio pump_% stream socks,$(NOT_LOWEST)) cves hostile_*
 # For every Python that is supported, and without a word of where it runs.
 UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
     --generate-hashes --no-annotate --no-header
-# What limits or reads the address space, of which sanitizers take terabytes; and PAM,
-# which frees what python-pam takes from libc past AddressSanitizer.
-NOT_SANITIZED := engine_memory security_memory broker_login
+# What limits or reads the address space, of which sanitizers take terabytes; PAM, which
+# frees what python-pam takes from libc past AddressSanitizer; and what measures.
+NOT_SANITIZED := engine_memory security_memory broker_login bench
 # In CI, what leads the C through most of its states runs under sanitizers.
 SANITIZED_SHORT := channel connection connection_machine cves halfclose \
     hostile_channels hostile_floods hostile_packets hostile_rekey hostile_windows \

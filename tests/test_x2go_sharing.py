@@ -123,6 +123,12 @@ def test_a_spool_tells_what_the_server_puts_there(desk: Desk, tmp_path: Path) ->
     assert desk.run('cat "$1/file"', inside) == "content"
     assert not (spool / "lost").exists()
 
+    # It goes with the service.
+    desk.sharing.unshare_all()
+    desk.sharing.stop()
+    assert desk.server.mounts() == []
+    desk.sharing.start(desk.session)
+
 
 def test_a_folder_in_use_stays_shared(desk: Desk, tmp_path: Path) -> None:
     folder = make(tmp_path)
