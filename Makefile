@@ -23,8 +23,7 @@ NEWEST := .venv-newest
 NEWEST_PYTHON = $(shell .ci/find-newest-python)
 BIN := $(VENV)/bin
 STEP := @.ci/step
-# Python compiles what is imported; pip would compile everything.
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP_INSTALL) --require-hashes -r
 ARGS :=
 MINUTES := 1
