@@ -490,6 +490,18 @@ def test_closing_the_transport_is_told_from_losing_it(
     assert [str(end) for end in ends] == ["the connection was closed by this side"] * 2
 
 
+def test_a_peer_that_hangs_up_at_our_goodbye_has_not_ended_the_connection() -> None:
+    with ScriptedPeer(rtunnel.Transport) as peer:
+        connection = Connection.of(peer.client)
+        # close() is slow to go on, the peer is not.
+        peer.client.packetizer.drain = lambda: wait_until(
+            lambda: connection.end is not None
+        )
+        peer.client.close()
+        assert str(connection.end) == "the connection was closed by this side"
+        assert connection.closed_here
+
+
 # One connection per transport.
 
 

@@ -100,13 +100,15 @@ class Ending:
                 log.exception("an end callback failed: conn=%x", id(self._transport))
 
     def _why(self, unused: bool) -> ConnectionLost:
-        if not self._transport.is_active():
-            # paramiko's thread says so only after its notices; close() before.
+        transport = self._transport
+        # paramiko's thread says that it is not active only after its notices; close()
+        # of paramiko before.
+        if getattr(transport, "is_closing", False) or not transport.is_active():
             self._closed_here = True
             return ConnectionLost(
                 "the connection was closed by this side", DisconnectCode.BY_APPLICATION
             )
-        error = seams.end_of(self._transport)
+        error = seams.end_of(transport)
         if isinstance(error, ConnectionLost):
             return error
         if error is None or isinstance(error, EOFError):

@@ -67,6 +67,8 @@ class Transport(paramiko.Transport):
     local_kex_init: bytes | None
     # What visitors of a SOCKS listener may reach, unless the listener says it.
     permit_remote_open: tuple[str, ...] | None = None
+    # Whether `close` was called.
+    is_closing: bool = False
 
     def __init__(
         self,
@@ -293,6 +295,8 @@ class Transport(paramiko.Transport):
         from a handler on that thread, it does not wait. Any thread, any number of
         times.
         """
+        # Before the goodbye: the peer may hang up before we have.
+        self.is_closing = True
         if self.active and threading.current_thread() is not self:
             self._say_goodbye()
         super().close()
