@@ -45,7 +45,7 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-versi
     --generate-hashes --no-annotate --no-header
 # What limits or reads the address space, of which sanitizers take terabytes; PAM, which
 # frees what python-pam takes from libc past AddressSanitizer; and what measures.
-NOT_SANITIZED := engine_memory security_memory broker_login bench
+NOT_SANITIZED := engine_memory security_memory broker_login bench security_timing
 # In CI, what leads the C through most of its states runs under sanitizers.
 SANITIZED_SHORT := channel connection connection_machine cves halfclose \
     hostile_channels hostile_floods hostile_packets hostile_rekey hostile_windows \

@@ -28,6 +28,7 @@ from rtunnel import Tunnel
 from tests.support.pair import PASSWORD, connected_pair, stranger_pair
 from tests.support.sshd import Sshd, wait_until
 from tests.support.tunnels import (
+    PORT_0,
     TIMEOUT_S,
     Target,
     echo,
@@ -185,7 +186,7 @@ def test_compression_is_left_to_the_portable_backend(
         tunnel = Tunnel(transport)
         assert tunnel.backend != "engine"
         with Target(echo) as target:
-            listener = tunnel.listen(0, to=target.spec)
+            listener = tunnel.listen(PORT_0, to=target.spec)
             with visit(listener.port) as sock:
                 sock.sendall(content)
                 assert read_exactly(sock, len(content)) == content
@@ -445,7 +446,7 @@ def test_the_reason_of_the_end_can_be_asked_for(tmp_path: Path) -> None:
 
 def test_a_forked_child_leaves_the_connection_to_its_parent(sshd: Sshd) -> None:
     with connected(sshd) as transport, Target(echo) as target:
-        listener = Tunnel(transport).listen(0, to=target.spec)
+        listener = Tunnel(transport).listen(PORT_0, to=target.spec)
         with visit(listener.port) as sock:
             sock.sendall(b"before")
             assert read_exactly(sock, 6) == b"before"

@@ -69,7 +69,8 @@ with rtunnel.Transport(("127.0.0.1", int(sys.argv[1]))) as transport:
     transport.connect(username=sys.argv[2], pkey=key)
     with rtunnel.Tunnel(transport) as tunnel:
         print("backend", tunnel.backend)
-        listener = tunnel.listen(0, to=lambda conn, visitor: conn.sendall(b"served"))
+        greet = lambda conn, visitor: conn.sendall(b"served")
+        listener = tunnel.listen(("127.0.0.1", 0), to=greet)
         with socket.create_connection(("127.0.0.1", listener.port)) as visitor:
             print(visitor.makefile().read())
 """

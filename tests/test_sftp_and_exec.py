@@ -21,6 +21,7 @@ from rtunnel.ssh.engine_backend import EngineBackend, EngineRelay
 from rtunnel.wire import string
 from tests.support.sshd import Sshd
 from tests.support.tunnels import (
+    PORT_0,
     TIMEOUT_S,
     Target,
     background,
@@ -74,7 +75,7 @@ def busy_port(transport: rtunnel.Transport) -> Iterator[list[int]]:
         moved.append(total)
         return True
 
-    with Target(echo) as target, tunnel.listen(0, to=target.spec) as listener:
+    with Target(echo) as target, tunnel.listen(PORT_0, to=target.spec) as listener:
         with background(chatter, listener.port) as done:
             try:
                 yield moved
