@@ -121,8 +121,10 @@ class HostileGuest(HostileTransport):
         table = seams.handler_table(self)
         for kind in (seams.MSG_REQUEST_FAILURE, seams.MSG_CHANNEL_FAILURE):
             table[kind] = lambda message: read_on.wait()
-        yield
-        read_on.set()
+        try:
+            yield
+        finally:
+            read_on.set()
 
     def expect_disconnect(self, text: str) -> None:
         """Wait for a DISCONNECT for a protocol error, and a line with `text` in it."""
