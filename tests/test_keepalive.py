@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from rtunnel.ssh.inbound import PeerDead
 from rtunnel.ssh.keepalive import ANSWER_GRACE_S, LOOK_S, Keepalive, Verdict
+from rtunnel.ssh.packetizer import EnginePacketizer
 
 INTERVALS_S = st.floats(0.1, 20)
 COUNTS = st.integers(1, 5)
@@ -85,3 +89,32 @@ def test_who_was_stopped_gives_the_peer_time_to_answer() -> None:
     while keepalive.judge(now_s, 7) is not Verdict.DEAD:
         now_s += keepalive.next_s(now_s) + 0.001
     assert ANSWER_GRACE_S <= now_s - woken_s <= keepalive.limit_s + LOOK_S
+
+
+class FullSocket:
+    """A socket that takes nothing, for as long as its waits are."""
+
+    def __init__(self, *waits_s: float) -> None:
+        self.waits_s = list(waits_s)
+
+    def send(self, data: bytes) -> int:
+        if not self.waits_s:
+            return len(data)
+        time.sleep(self.waits_s.pop(0))
+        raise TimeoutError
+
+
+def write_to(sock: FullSocket) -> None:
+    """Write as the connection does, with a peer that may be silent for 1.1 s."""
+    packetizer = EnginePacketizer(sock)
+    packetizer.watch_peer(Keepalive(0.1, 2, 0.0), lambda: None)
+    packetizer.write_all(b"a packet")
+
+
+def test_who_was_stopped_while_it_wrote_gives_the_peer_time_to_read() -> None:
+    write_to(FullSocket(1.3))
+
+
+def test_a_peer_that_takes_nothing_for_as_long_as_it_may_be_silent_is_dead() -> None:
+    with pytest.raises(PeerDead, match=r"taken nothing for 1\.1 s"):
+        write_to(FullSocket(*[0.1] * 100))

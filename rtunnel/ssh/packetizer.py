@@ -38,7 +38,7 @@ from rtunnel.errors import DisconnectCode, ProtocolError
 from rtunnel.ssh import seams
 from rtunnel.ssh.disconnect import say_disconnect
 from rtunnel.ssh.inbound import PacketReader, PeerDead, PeerFault, PeerMessage
-from rtunnel.ssh.keepalive import Keepalive, Verdict
+from rtunnel.ssh.keepalive import ANSWER_GRACE_S, Keepalive, Verdict
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -298,7 +298,7 @@ class EnginePacketizer(Packetizer):
         """
         # TCP keepalive and TCP_USER_TIMEOUT see nothing wrong with a window of 0.
         rest = bytes(out)
-        moved_s = time.monotonic()
+        looked_s, waited_s = time.monotonic(), 0.0
         while rest:
             if isinstance(self._fault, PeerDead):
                 raise self._fault  # another thread has waited
@@ -312,13 +312,15 @@ class EnginePacketizer(Packetizer):
                 raise EOFError(str(error)) from error
             if sent:
                 rest = rest[sent:]
-                moved_s = time.monotonic()
-            elif sent == 0 or self.closed:
+                looked_s, waited_s = time.monotonic(), 0.0
+                continue
+            if sent == 0 or self.closed:
                 raise EOFError
-            elif (
-                self._keepalive is not None
-                and time.monotonic() - moved_s > self._keepalive.limit_s
-            ):
+            # In a longer wait than the socket's we were stopped, not the peer.
+            now_s = time.monotonic()
+            waited_s += min(now_s - looked_s, ANSWER_GRACE_S)
+            looked_s = now_s
+            if self._keepalive is not None and waited_s > self._keepalive.limit_s:
                 self._fault = PeerDead(
                     f"the peer has taken nothing for {self._keepalive.limit_s:g} s: "
                     "the network or the peer is down"
