@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import paramiko
 import pytest
 
 import rtunnel
@@ -68,6 +71,48 @@ def test_a_connection_that_is_reset_under_a_command_is_lost(
         link.freeze()
         running = pool.submit(rtunnel.run_command, tunnel.transport, "true")
         wait_until(lambda: seams.has_stock_channels(tunnel.transport))
+        link.cut()
+        with pytest.raises(ConnectionLost):
+            running.result(TIMEOUT_S)
+
+
+def test_a_connection_that_breaks_while_a_command_is_sent_is_lost(
+    tunnel: Tunnel,
+) -> None:
+    # The write fails at once; the thread that reads is told a moment later.
+    tunnel.transport.sock.shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionLost):
+        rtunnel.run_command(tunnel.transport, "true")
+
+
+def runs(channel: object) -> bool:
+    """Whether the command of a channel was started."""
+    return isinstance(channel, paramiko.Channel) and channel.eof_sent
+
+
+class SlowEnd:
+    """A channel whose end takes long, so that those before it are closed already."""
+
+    def _unlink(self) -> None:
+        time.sleep(0.5)
+
+
+def test_a_command_does_not_seem_to_have_ended_while_its_connection_does(
+    sshd: Sshd, backend: str
+) -> None:
+    with (
+        Link(sshd.port) as link,
+        Tunnel(
+            open_transport(sshd.login.by(link.port), transport_class(backend)),
+            backend=backend,
+        ) as tunnel,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        transport: Any = tunnel.transport
+        running = pool.submit(rtunnel.run_command, transport, "sleep 60")
+        wait_until(lambda: any(runs(c) for c in transport._channels.values()))
+        end = SlowEnd()
+        transport._channels.put(1 << 40, end)
         link.cut()
         with pytest.raises(ConnectionLost):
             running.result(TIMEOUT_S)

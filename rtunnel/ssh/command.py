@@ -17,12 +17,15 @@ from typing import Any, Final
 import paramiko
 
 from rtunnel.errors import ChannelOpenError, ConnectionLost, RequestTimeout
+from rtunnel.ssh import seams
 from rtunnel.ssh.seams import AnyTransport
 
 COMMAND_TIMEOUT_S: Final = 20.0
 # Replies are kept in memory: whoever wants more of them opens a session of its own.
 MOST_OUTPUT_BYTES: Final = 16 * 1024 * 1024
 READ_BYTES: Final = 64 * 1024
+# From a write that failed to the end of the connection: its thread has to wake up.
+END_SEEN_S: Final = 1.0
 # paramiko says -1 where the server told no exit status: the command died of a signal.
 NO_STATUS: Final = -1
 
@@ -60,7 +63,7 @@ def run_command(
             if not channel.status_event.wait(max(left, 0)):
                 raise TimeoutError
             status = channel.exit_status
-    if not transport.is_active() and status == NO_STATUS:
+    if status == NO_STATUS and seams.is_over(transport):
         raise ConnectionLost("the connection ended while a command ran")
     return CommandOutput(stdout, stderr, None if status == NO_STATUS else status)
 
@@ -122,8 +125,11 @@ def _explained(transport: AnyTransport, what: str) -> Iterator[None]:
     except TimeoutError as error:
         raise RequestTimeout(f"{what} did not end in time") from error
     except (paramiko.SSHException, EOFError, OSError) as error:
+        if isinstance(error, EOFError):
+            # Whoever writes may find the socket broken before its reader does.
+            transport.join(END_SEEN_S)
         # Whoever waits for an answer gets what the socket said: that is an OSError.
-        if not transport.is_active():
+        if seams.is_over(transport):
             raise ConnectionLost(f"the connection ended: {error}") from error
         if isinstance(error, OSError):
             raise

@@ -334,6 +334,16 @@ def has_stock_channels(transport: AnyTransport) -> bool:
     return any(isinstance(c, paramiko.Channel) for c in transport._channels.values())
 
 
+def is_over(transport: AnyTransport) -> bool:
+    """Say whether the connection has ended, and its channels for that reason.
+
+    paramiko's thread closes the channels first, and says that it is not active after
+    that: a channel that has just closed may have done so on its own, or with all.
+    """
+    threads: Any = paramiko.transport
+    return not transport.is_active() or transport not in threads._active_threads
+
+
 def end_of(transport: AnyTransport) -> BaseException | None:
     """Return the exception that ended the transport's thread, if any."""
     error: BaseException | None = transport.saved_exception
@@ -483,6 +493,8 @@ def missing_names() -> Iterator[str]:
     for name in TRANSPORT_NAMES:
         if not hasattr(paramiko.Transport, name):
             yield f"Transport.{name}"
+    if not hasattr(paramiko.transport, "_active_threads"):
+        yield "transport._active_threads"
     for name in CHANNEL_NAMES:
         if not hasattr(paramiko.Channel, name):
             yield f"Channel.{name}"
