@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from rtunnel.bench.ports import free_port
 from rtunnel.bench.process import BenchError, python
 from rtunnel.bench.results import Figure, Report, Result, Sample, distribution
 from rtunnel.bench.scenario import link
@@ -229,6 +230,25 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals) -> None:
 
 
 # -- parts -----------------------------------------------------------------------------
+
+
+def test_a_free_port_is_none_that_the_kernel_gives_to_connections() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = [free_port() for _ in range(100)]
+    assert len(set(ports)) == 100
+    assert max(ports) < first
+
+
+def test_a_port_that_somebody_has_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        monkeypatch.setattr("rtunnel.bench.ports.FIRST_PORT", port)
+        monkeypatch.setattr("rtunnel.bench.ports.LAST_PORT", port)
+        monkeypatch.setattr("rtunnel.bench.ports._given", set())
+        with pytest.raises(OSError, match="no free port"):
+            free_port()
 
 
 def test_the_link_carries_every_byte_in_order_each_way() -> None:

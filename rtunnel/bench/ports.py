@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
 from pathlib import Path
@@ -10,13 +11,36 @@ from typing import Final
 LOOPBACK: Final = "127.0.0.1"
 # The state of a listening socket in /proc/net/tcp.
 LISTENING: Final = "0A"
+# A port of the kernel's own choice may be an outgoing connection's before a server has
+# it. These are below those that Linux gives to connections (ip_local_port_range, from
+# 32768 on) and that x2goserver gives to its sessions (30001 on), and above those of
+# well-known servers.
+FIRST_PORT: Final = 10000
+LAST_PORT: Final = 29999
+TRIES_MAX: Final = 1000
+
+# Not seeded: processes that look side by side must not look in the same order.
+_random = random.SystemRandom()
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind((LOOPBACK, 0))
-        return int(sock.getsockname()[1])
+    """Return a port of 127.0.0.1 that was free a moment ago; no port twice.
+
+    Any thread; does not block. Raises OSError when it finds none.
+    """
+    for _ in range(TRIES_MAX):
+        port = _random.randrange(FIRST_PORT, LAST_PORT + 1)
+        if port in _given:
+            continue
+        with socket.socket() as sock:
+            try:
+                sock.bind((LOOPBACK, port))
+            except OSError:
+                continue
+        _given.add(port)
+        return port
+    raise OSError(f"no free port of {FIRST_PORT} to {LAST_PORT} was found")
 
 
 def wait_listening(port: int, timeout_s: float = 10.0) -> None:
