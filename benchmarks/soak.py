@@ -23,6 +23,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -415,7 +416,8 @@ class Soak:
         deadline_s = time.monotonic() + RECOVERY_S
         while not condition():
             if self.process.poll() is not None:
-                raise Wrong(f"the process ended with status {self.process.returncode}")
+                status = self.process.returncode
+                raise Wrong(f"{otherwise}: the process ended with status {status}")
             if self.tally.wrong:
                 raise Wrong(self.tally.wrong[0])
             if time.monotonic() > deadline_s:
@@ -484,17 +486,21 @@ def main(minutes: float, backend: str, seed: int | None) -> None:
     """Break everything around `rtunnel run` for some minutes."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     click.echo(f"{minutes:g} min, backend {backend}, seed {seed}")
-    with tempfile.TemporaryDirectory(prefix="rtunnel-soak-") as folder:
-        soak = Soak(Path(folder), random.Random(seed), backend)
-        try:
-            wrong = _soak(soak, minutes * 60)
-        finally:
-            status = soak.close()
-        if status != 0:
-            wrong.append(f"the process ended with status {status}")
-        wrong += soak.tally.wrong
+    folder = Path(tempfile.mkdtemp(prefix="rtunnel-soak-"))
+    soak = Soak(folder, random.Random(seed), backend)
+    try:
+        wrong = _soak(soak, minutes * 60)
+    finally:
+        status = soak.close()
+    if status != 0:
+        wrong.append(f"in the end the status of the process was {status}")
+    wrong += soak.tally.wrong
     for line in wrong:
         click.echo(f"WRONG: {line}")
+    if wrong:
+        click.echo(f"what it logged: {folder / 'log'}")
+    else:
+        shutil.rmtree(folder)
     click.echo("all of it held" if not wrong else "it did not hold")
     sys.exit(bool(wrong))
 
