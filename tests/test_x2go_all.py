@@ -88,6 +88,8 @@ class Everything:
         wait_until(lambda: saved.exists() and saved.read_bytes() == PDF, PATIENCE_S)
         client.run("sh", "-c", f'echo {name} >"$X2GO_MIMEBOX/{name}.txt"')
         wait_until(lambda: len(client.viewer.calls()) == self._turn, PATIENCE_S)
+        # It may still run then: whoever ends the session leaves it running.
+        wait_until(lambda: not any("python" in each for each in children()), PATIENCE_S)
 
 
 def test_all_services_come_back_after_suspensions_and_a_cut_and_leave_no_trace(

@@ -8,8 +8,9 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -325,6 +326,27 @@ def test_a_session_without_graphics_is_ended_on_the_server(
         client.terminal(control, **CLOCK).start()
     assert control.sessions() == []
     assert list(client.root.iterdir()) == []
+
+
+class Interrupted(BaseException):
+    """What a signal's handler raises, between any two instructions."""
+
+
+class InterruptedPool(ThreadPoolExecutor):
+    """One whose user is interrupted just when it has got something to do."""
+
+    def submit(self, *arguments: Any, **named: Any) -> NoReturn:
+        super().submit(*arguments, **named)
+        raise Interrupted
+
+
+def test_an_agent_that_starts_while_its_client_is_told_to_end_is_ended(
+    control: Control, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("x2go_session.terminal.ThreadPoolExecutor", InterruptedPool)
+    with pytest.raises(Interrupted):
+        client.terminal(control, **CLOCK).start()
+    assert control.sessions() == []
 
 
 def test_a_session_is_not_ended_while_it_is_being_resumed(

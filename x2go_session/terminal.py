@@ -161,33 +161,35 @@ class Terminal:
         features = self._control.features()
         self._check_program()
         self._tell_progress(20, "starting the agent")
-        self._session = self._start_agent()
+        self._start_agent()
         self._show()
         self._tell_progress(50, "starting services")
-        self.services.start(self._session)
+        self.services.start(self.session)
         self._tell_progress(80, "running the command")
         line = commands.run_command(
-            self._session, self.options, self.services.environment, features
+            self.session, self.options, self.services.environment, features
         )
         if line is not None:
             self._control.run(line)
         self._set_keyboard()
 
-    def _start_agent(self) -> Session:
-        with ThreadPoolExecutor(1, "x2go-start") as pool:
-            starting = pool.submit(self._control.start_agent, self.options)
-            try:
-                started = starting.result()
-            except AccessDenied:
-                denied = events.DesktopSharingDenied(desktop=self.options.desktop)
-                self.events.emit(denied)
-                raise
-            except BaseException:
-                # Told to end: what begins over there all the same has to be ended.
-                if starting.exception() is None:
-                    self._session = self._session_of(starting.result())
-                raise
-        return self._session_of(started)
+    def _start_agent(self) -> None:
+        """Start it on the server; note the session before anything else may happen.
+
+        On a thread, which nobody interrupts: whoever is told to end meanwhile waits for
+        it, and then knows what has begun over there.
+        """
+
+        def start() -> None:
+            self._session = self._session_of(self._control.start_agent(self.options))
+
+        try:
+            with ThreadPoolExecutor(1, "x2go-start") as pool:
+                pool.submit(start).result()
+        except AccessDenied:
+            denied = events.DesktopSharingDenied(desktop=self.options.desktop)
+            self.events.emit(denied)
+            raise
 
     def _check_program(self) -> None:
         if self.options.type not in (SessionType.DESKTOP, SessionType.ROOTLESS):
