@@ -51,6 +51,8 @@ _END_EVENTS: Final = (
 )
 # For subscribers that come before: they may ask the user.
 _TELL_TIMEOUT_S: Final = 10.0
+# How often signals are looked for.
+_LOOK_S: Final = 0.5
 
 
 class ToldToEnd(BaseException):
@@ -112,7 +114,9 @@ class Holder:
             if self._values["reconnect"]:
                 keeper.keep()
             else:
-                terminal.wait_for(State.LOST, *ENDS)
+                # A signal that comes just before a wait begins ends no wait.
+                while not terminal.wait_for(State.LOST, *ENDS, timeout_s=_LOOK_S):
+                    pass
             self._end_told.wait(_TELL_TIMEOUT_S)
         finally:
             door.close()
