@@ -8,12 +8,13 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from rtunnel.bench.ports import LOOPBACK, free_port, wait_listening
+from rtunnel.bench.ports import LOOPBACK, bound, free_port, wait_listening
 
 SSHD: Final = (
     shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin:/bin") or "/usr/sbin/sshd"
@@ -176,6 +177,11 @@ class Sshd:
         self.process.terminate()
         self.process.wait(STOP_TIMEOUT_S)
         self.process = None
+        # A child that it was just forking has the listening socket for a moment yet. To
+        # who looks then, the next sshd seems to listen, and resets his connection.
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while bound(self.port) and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def __enter__(self) -> Self:
         return self.start()
