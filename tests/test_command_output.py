@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,19 @@ from rtunnel.ssh import seams
 from tests.support.link import Link
 from tests.support.sshd import Sshd, wait_until
 from tests.support.tunnels import TIMEOUT_S, open_transport, transport_class
+
+
+@contextmanager
+def linked(sshd: Sshd, backend: str) -> Iterator[tuple[Link, Tunnel]]:
+    """A tunnel on a connection that can be frozen and cut."""
+    with (
+        Link(sshd.port) as link,
+        Tunnel(
+            open_transport(sshd.login.by(link.port), transport_class(backend)),
+            backend=backend,
+        ) as tunnel,
+    ):
+        yield link, tunnel
 
 
 def test_a_command_gives_its_output_both_ways_and_its_status(tunnel: Tunnel) -> None:
@@ -60,14 +75,7 @@ def test_a_command_ends_with_its_connection(tunnel: Tunnel, sshd: Sshd) -> None:
 def test_a_connection_that_is_reset_under_a_command_is_lost(
     sshd: Sshd, backend: str
 ) -> None:
-    with (
-        Link(sshd.port) as link,
-        Tunnel(
-            open_transport(sshd.login.by(link.port), transport_class(backend)),
-            backend=backend,
-        ) as tunnel,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    with linked(sshd, backend) as (link, tunnel), ThreadPoolExecutor(1) as pool:
         link.freeze()
         running = pool.submit(rtunnel.run_command, tunnel.transport, "true")
         wait_until(lambda: seams.has_stock_channels(tunnel.transport))
@@ -100,14 +108,7 @@ class SlowEnd:
 def test_a_command_does_not_seem_to_have_ended_while_its_connection_does(
     sshd: Sshd, backend: str
 ) -> None:
-    with (
-        Link(sshd.port) as link,
-        Tunnel(
-            open_transport(sshd.login.by(link.port), transport_class(backend)),
-            backend=backend,
-        ) as tunnel,
-        ThreadPoolExecutor(1) as pool,
-    ):
+    with linked(sshd, backend) as (link, tunnel), ThreadPoolExecutor(1) as pool:
         transport: Any = tunnel.transport
         running = pool.submit(rtunnel.run_command, transport, "sleep 60")
         wait_until(lambda: any(runs(c) for c in transport._channels.values()))
