@@ -95,7 +95,7 @@ def test_a_connection_that_breaks_while_a_command_is_sent_is_lost(
 
 def runs(channel: object) -> bool:
     """Whether the command of a channel was started."""
-    return isinstance(channel, paramiko.Channel) and channel.eof_sent
+    return isinstance(channel, paramiko.Channel) and bool(channel.eof_sent)
 
 
 class SlowEnd:
