@@ -486,21 +486,23 @@ def main(minutes: float, backend: str, seed: int | None) -> None:
     """Break everything around `rtunnel run` for some minutes."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     click.echo(f"{minutes:g} min, backend {backend}, seed {seed}")
-    folder = Path(tempfile.mkdtemp(prefix="rtunnel-soak-"))
-    soak = Soak(folder, random.Random(seed), backend)
-    try:
-        wrong = _soak(soak, minutes * 60)
-    finally:
-        status = soak.close()
-    if status != 0:
-        wrong.append(f"in the end the status of the process was {status}")
-    wrong += soak.tally.wrong
-    for line in wrong:
-        click.echo(f"WRONG: {line}")
-    if wrong:
-        click.echo(f"what it logged: {folder / 'log'}")
-    else:
-        shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="rtunnel-soak-") as name:
+        folder = Path(name)
+        soak = Soak(folder, random.Random(seed), backend)
+        try:
+            wrong = _soak(soak, minutes * 60)
+        finally:
+            status = soak.close()
+        if status != 0:
+            wrong.append(f"in the end the status of the process was {status}")
+        wrong += soak.tally.wrong
+        for line in wrong:
+            click.echo(f"WRONG: {line}")
+        if wrong:
+            descriptor, kept = tempfile.mkstemp(prefix="rtunnel-soak-", suffix=".log")
+            os.close(descriptor)
+            shutil.copyfile(folder / "log", kept)
+            click.echo(f"what it logged: {kept}")
     click.echo("all of it held" if not wrong else "it did not hold")
     sys.exit(bool(wrong))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -21,25 +22,28 @@ TRIES_MAX: Final = 1000
 
 # Not seeded: processes that look side by side must not look in the same order.
 _random = random.SystemRandom()
+# Protected by _giving.
 _given: set[int] = set()
+_giving = threading.Lock()
 
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that was free a moment ago; no port twice.
 
-    Any thread; does not block. Raises OSError when it finds none.
+    Any thread; waits for no peer. Raises OSError when it finds none.
     """
-    for _ in range(TRIES_MAX):
-        port = _random.randrange(FIRST_PORT, LAST_PORT + 1)
-        if port in _given:
-            continue
-        with socket.socket() as sock:
-            try:
-                sock.bind((LOOPBACK, port))
-            except OSError:
+    with _giving:
+        for _ in range(TRIES_MAX):
+            port = _random.randrange(FIRST_PORT, LAST_PORT + 1)
+            if port in _given:
                 continue
-        _given.add(port)
-        return port
+            with socket.socket() as sock:
+                try:
+                    sock.bind((LOOPBACK, port))
+                except OSError:
+                    continue
+            _given.add(port)
+            return port
     raise OSError(f"no free port of {FIRST_PORT} to {LAST_PORT} was found")
 
 
