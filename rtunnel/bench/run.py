@@ -55,14 +55,15 @@ def _scenario(name: str) -> type[Scenario]:
 
 def _measure(scenario: Scenario, on_step: OnStep) -> Result:
     samples: dict[str, list[Sample]] = {peer: [] for peer in scenario.peers}
-    for number in range(scenario.rounds):
+    rounds = scenario.settings.rounds
+    for number in range(rounds):
         for peer in scenario.peers:
-            on_step(scenario.name, peer, number, scenario.rounds)
+            on_step(scenario.name, peer, number, rounds)
             samples[peer].append(scenario.measure(peer, number))
     result = Result(
         scenario.name,
         scenario.title,
-        {"rounds": scenario.rounds, **scenario.parameters()},
+        {"rounds": rounds, **scenario.parameters()},
         list(scenario.figures),
         scenario.notes,
     )

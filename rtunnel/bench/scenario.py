@@ -112,7 +112,6 @@ class Scenario(ABC):
     against: ClassVar[tuple[str, ...]] = ("ssh", "asyncssh", "paramiko")
     # Measured besides: what is no tunnel, but a measure for one.
     references: ClassVar[tuple[str, ...]] = ()
-    most_rounds: ClassVar[int] = 1000
 
     def __init__(self, stage: Stage, settings: Settings) -> None:
         self.stage = stage
@@ -124,11 +123,6 @@ class Scenario(ABC):
         """Who is measured, ours first."""
         chosen = [peer for peer in self.settings.against if peer in self.against]
         return (OURS, *chosen, *self.references)
-
-    @property
-    def rounds(self) -> int:
-        """How often each peer is measured."""
-        return min(self.settings.rounds, self.most_rounds)
 
     @abstractmethod
     def parameters(self) -> Parameters:

@@ -104,6 +104,9 @@ class Sshd:
                     *options,
                     f"Port {self.port}",
                     f"ListenAddress {LOOPBACK}",
+                    # For port 0 at localhost sshd takes a port that is free on ::1,
+                    # and goes on without 127.0.0.1 if somebody has it there.
+                    "AddressFamily inet",
                     f"HostKey {self.host_key}",
                     f"PidFile {folder / 'sshd.pid'}",
                     f"AuthorizedKeysFile {self.authorized_keys}",

@@ -28,8 +28,6 @@ class Idle(Scenario):
         Figure("client's CPU for an echo with all", "µs"),
     )
     references = (GATEWAY,)
-    # Memory hardly differs between rounds, and opening takes its time.
-    most_rounds = 2
 
     def __init__(self, stage: Stage, settings: Settings) -> None:
         super().__init__(stage, settings)
