@@ -377,18 +377,22 @@ def test_a_program_that_fails_is_told(start: Start) -> None:
     assert box.refused() == [("file.txt", "false ended with status 1")]
 
 
-def test_a_program_that_shows_a_file_stays_when_the_session_ends(
+def test_a_program_that_shows_a_file_stays_when_the_session_ends_and_leaves_nothing(
     start: Start, tmp_path: Path
 ) -> None:
     note, go = tmp_path / "note", tmp_path / "go"
-    script = f"touch {note}; while [ ! -e {go} ]; do sleep 0.01; done; rm {note}"
+    script = (
+        f"echo $$ >{note}.new; mv {note}.new {note};"
+        f" while [ ! -e {go} ]; do sleep 0.01; done"
+    )
     box = start(OpenWith(f"sh -c '{script}'"))
     box.drop("file.txt")
     wait_until(note.exists, PATIENCE_S)
+    process = Path("/proc", note.read_text().strip())
     box.mimebox.stop()
-    assert note.exists()
+    assert process.exists()
     go.touch()
-    wait_until(lambda: not note.exists(), PATIENCE_S)
+    wait_until(lambda: not process.exists(), PATIENCE_S)
 
 
 def answering(answer: Path | None) -> Callable[[Event], None]:

@@ -23,10 +23,6 @@ POLL_S: Final = 0.05
 # Of what a program wrote to stderr, for the message about its failure.
 TAIL_BYTES: Final = 300
 
-# Viewers that outlive their session: the user looks at a document, so they stay. They
-# are kept here so that they are waited for when the next program is started.
-_left_running: list[subprocess.Popen[bytes]] = []
-
 
 class ProgramError(ServiceError):
     """A program could not be started, or said that it failed."""
@@ -79,14 +75,17 @@ def launch(
     """Start a program that shows a file, and wait until it does not need it any more.
 
     That is when it ended, but not before `wait_s`: it may have started another one.
-    `stop` ends the waiting, not the program. Raises `ProgramMissing`; `ProgramError`
-    if its exit status is not 0.
+    `stop` ends the waiting, not the program: the user looks at a document. Raises
+    `ProgramMissing`; `ProgramError` if its exit status is not 0.
     """
     deadline = time.monotonic() + wait_s
     process = _start(argv, subprocess.DEVNULL)
     while (status := _wait(process, POLL_S)) is None:
         if stop.is_set():
-            _left_running.append(process)
+            # Waited for in the end, so that no zombie stays.
+            threading.Thread(
+                target=process.wait, name=f"x2go-left-{process.pid}", daemon=True
+            ).start()
             return
     if status:
         raise ProgramError(_failure(argv[0], status, ""))
@@ -94,7 +93,6 @@ def launch(
 
 
 def _start(argv: Sequence[str], errors: int | IO[bytes]) -> subprocess.Popen[bytes]:
-    _left_running[:] = [left for left in _left_running if left.poll() is None]
     try:
         return subprocess.Popen(
             argv,
