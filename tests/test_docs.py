@@ -258,6 +258,20 @@ def test_the_architecture_page_has_every_file() -> None:
     assert modules - commands - described == set()
 
 
+def test_every_step_that_a_page_names_is_in_the_makefile() -> None:
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
+    named = {
+        words.split()[0]
+        for page in pages
+        for words in re.findall(
+            r"(?:`|^)make ([a-z].*?)(?:`|#|$)", page.read_text(), re.M
+        )
+    }
+    assert {"demo", "test", "audit"} <= named
+    steps = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert named - steps == set()
+
+
 @pytest.mark.parametrize("page", [README, COMMAND], ids=["README", "command"])
 def test_every_exit_status_is_listed(page: str) -> None:
     for status, meaning in exit_status.MEANING.items():
