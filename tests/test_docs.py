@@ -19,6 +19,8 @@ import pytest
 
 import rtunnel
 from rtunnel import Tunnel, errors
+from rtunnel.bench.results import Report
+from rtunnel.bench.table import markdown
 from rtunnel.cli import COMMANDS, exit_status
 from rtunnel.cli.open_command import open_tunnels
 from rtunnel.ssh.options import Options
@@ -270,6 +272,19 @@ def test_every_step_that_a_page_names_is_in_the_makefile() -> None:
     assert {"demo", "test", "audit"} <= named
     steps = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert named - steps == set()
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((ROOT / "benchmarks").glob("figures*.json")),
+    ids=lambda path: path.stem,
+)
+def test_the_tables_of_figures_are_those_that_were_measured(path: Path) -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    _, *tables = re.split(r"^(?=### )", markdown(Report.load(path)), flags=re.M)
+    assert tables
+    for table in tables:
+        assert table.strip() in page
 
 
 @pytest.mark.parametrize("page", [README, COMMAND], ids=["README", "command"])
