@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -74,3 +75,14 @@ def test_the_demo_moves_every_byte_and_ends_well() -> None:
     assert "Hello through the tunnel!" in text
     assert text.count("every byte compared") == 2
     assert "engine" in text
+
+
+@pytest.mark.parametrize("program", ["rtunnel", "x2go_session"])
+def test_a_full_disk_under_stderr_or_stdout_hides_no_exit_status(program: str) -> None:
+    command = [sys.executable, "-m", program]
+    with open("/dev/full", "w") as full:
+        wrong = subprocess.run([*command, "no-such-command"], stderr=full)
+        unheard = subprocess.run([*command, "--help"], stdout=full, stderr=PIPE)
+    assert wrong.returncode == ExitStatus.USAGE
+    assert unheard.returncode == ExitStatus.UNEXPECTED
+    assert b"No space left on device" in unheard.stderr

@@ -11,8 +11,9 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
@@ -67,6 +68,13 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status. Errors are one line on stderr."""
     try:
+        return _run(arguments)
+    finally:
+        _let_go(sys.stdout, sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         result = cli.main(arguments, prog_name="rtunnel", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
@@ -83,9 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
-        # Who read our output is gone. Python would flush, and complain, once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitStatus.UNEXPECTED
+        return ExitStatus.UNEXPECTED  # who read our output is gone
     except Exception as error:
         _complain(
             f"unexpected {type(error).__name__}: {error}; please report this, with "
@@ -96,5 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(result or ExitStatus.ENDED)
 
 
+def _let_go(*streams: TextIO) -> None:
+    """Drop what cannot be written, for a full disk, or since nobody reads any more.
+
+    Python would try it once more at its end, and make the exit status 120.
+    """
+    for stream in streams:
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _complain(message: str) -> None:
-    click.echo(f"rtunnel: {message}", err=True)
+    with suppress(OSError):  # a full disk; the exit status tells it, too
+        click.echo(f"rtunnel: {message}", err=True)

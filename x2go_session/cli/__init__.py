@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import click
 
@@ -251,6 +253,13 @@ def _row(info: SessionInfo) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status. Errors are one line on stderr."""
     try:
+        return _run(arguments)
+    finally:
+        _let_go(sys.stdout, sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         result = cli.main(arguments, prog_name=NAME, standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
@@ -268,6 +277,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_status.status_of(error)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except BrokenPipeError:
+        return ExitStatus.UNEXPECTED  # who read our output is gone
     except Exception as error:
         _complain(
             f"unexpected {type(error).__name__}: {error}; please report this, with "
@@ -278,5 +289,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(result or ExitStatus.ENDED)
 
 
+def _let_go(*streams: TextIO) -> None:
+    """Drop what cannot be written, for a full disk, or since nobody reads any more.
+
+    Python would try it once more at its end, and make the exit status 120.
+    """
+    for stream in streams:
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _complain(message: str) -> None:
-    click.echo(f"{NAME}: {message}", err=True)
+    with suppress(OSError):  # a full disk; the exit status tells it, too
+        click.echo(f"{NAME}: {message}", err=True)
