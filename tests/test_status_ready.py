@@ -74,10 +74,14 @@ def test_a_socket_path_is_proven_too(
     assert target.accepted == 0
 
 
-@pytest.mark.parametrize("address", ["localhost", "", "0.0.0.0", "::", "::1"])
-def test_every_address_is_proven(tunnel: Tunnel, address: str) -> None:
-    listener = tunnel.listen((address, 0), to="127.0.0.1:1")
-    assert self_test(listener, WAIT_S) is Outcome.LISTENING
+def test_every_address_is_proven(backend: str, tmp_path: Path) -> None:
+    with (
+        Sshd(tmp_path, "AddressFamily any") as server,
+        open_tunnel(server, backend) as tunnel,
+    ):
+        for address in ("localhost", "", "0.0.0.0", "::", "::1"):
+            listener = tunnel.listen((address, 0), to="127.0.0.1:1")
+            assert self_test(listener, WAIT_S) is Outcome.LISTENING
 
 
 def test_a_port_that_the_server_does_not_hold_is_not_ready(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,16 @@ SSHD: Final = (
     shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin:/bin") or "/usr/sbin/sshd"
 )
 STOP_TIMEOUT_S: Final = 10.0
+# Since this version sshd keeps an address out for a while, after logins that failed.
+WITH_PENALTIES: Final = (9, 8)
+
+
+@functools.cache
+def version() -> tuple[int, int]:
+    """Return the version of the OpenSSH that is here, from what its sshd says."""
+    said = subprocess.run([SSHD, "-V"], capture_output=True, text=True).stderr
+    found = re.search(r"OpenSSH_(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,7 @@ class Sshd:
                     "AllowStreamLocalForwarding yes",
                     "StreamLocalBindUnlink yes",
                     "MaxStartups 200",
+                    *(["PerSourcePenalties no"] if version() >= WITH_PENALTIES else []),
                     "MaxSessions 1000",
                     "Subsystem sftp internal-sftp",
                     "LogLevel VERBOSE",
