@@ -58,7 +58,7 @@ CTEST_JOBS = -j$$(nproc) --output-sync=target
 PARALLEL := -n 4 --max-worker-restart 0 -p no:benchmark
 # Which files of tests `make` leaves out, by their names in the list behind it.
 leave_out = $(patsubst %,--ignore-glob="*/test_%.py",$(1))
-# What no server can be installed for here: in CI there is none.
+# What cannot be tested here, whatever is installed; in CI there is nothing of it.
 LEFT_OUT = $(shell .ci/prepare left-out)
 # A virtual environment dies with the interpreter that it was made from.
 ifeq ($(shell test -e $(VENV)/.made && ! $(BIN)/python -c "" 2>/dev/null && echo 1),1)
@@ -112,7 +112,7 @@ ctest: | system-test ## the C files alone, under ASan and UBSan, then ThreadSani
 .PHONY: pytest
 pytest: $(VENV)/.dev | system-test ## the tests, on the newest paramiko
 	$(STEP) "tests, newest paramiko$(if $(LEFT_OUT), without $(LEFT_OUT))" \
-	    $(BIN)/python -m pytest -q $(PARALLEL) $(call leave_out,$(LEFT_OUT)) $(ARGS)
+	    $(BIN)/python -m pytest -q $(PARALLEL) $(LEFT_OUT:%=--deselect=%) $(ARGS)
 
 .PHONY: pytest-lowest
 pytest-lowest: $(LOWEST)/.dev | system-test ## the tests, on the oldest paramiko supported
@@ -144,7 +144,7 @@ valgrind: | system-test ## the C tests without sanitizers, under Valgrind
 sanitize: sanitizer-env ## the tests under ASan, UBSan and LSan, live objects counted
 	$(STEP) "tests under sanitizers" sh -c 'cd $(SANITIZED)/tree && \
 	    ../venv/bin/python -m pytest -q $(PARALLEL) \
-	    $(call leave_out,$(NOT_SANITIZED) $(LEFT_OUT)) $(ARGS)'
+	    $(call leave_out,$(NOT_SANITIZED)) $(LEFT_OUT:%=--deselect=%) $(ARGS)'
 	$(STEP) "reports of the sanitizers" .ci/sanitizer-reports $(SANITIZED)/reports
 
 .PHONY: sanitize-short
