@@ -1,4 +1,4 @@
-"""Run pip-audit; behind a mirror that does not know each version, too.
+"""Run pip-audit, also behind a mirror that does not know each version.
 
 Takes pip-audit's arguments, and ends with its status. It asks the index of packages for
 the advisories of each version that is pinned. A mirror may have those of the newest

@@ -21,7 +21,7 @@ RATE_BYTES_S = 6_000_000
 # Where a share is first looked at: what the buffers on the way take at once is in.
 FIRST_BYTES = 1_500_000
 # What each gets in between, on the average: far more than one turn of a channel, and
-# than what waits in the buffers of a visitor that a busy machine does not let run.
+# seconds, so that a thread that is not let run for a moment hardly counts.
 SHARE_BYTES = 10_000_000
 CHUNK = bytes(65536)
 
