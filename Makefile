@@ -80,8 +80,8 @@ test: ## set everything up, then check everything: what CI runs
 	$(STEP) "make test" $(MAKE) checks
 
 .PHONY: checks
-checks: environments lint typecheck audit ctest pytest pytest-lowest \
-    pytest-newest sanitize-short fuzz
+checks: environments lint typecheck ctest pytest pytest-lowest \
+    pytest-newest sanitize-short fuzz audit
 
 # Side by side: pip keeps one core busy.
 .PHONY: environments

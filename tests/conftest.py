@@ -17,6 +17,9 @@ from tests.support.postgres import (
 )
 from tests.support.sshd import Sshd
 from tests.support.tunnels import BACKENDS, open_tunnel
+from tests.support.watch import (
+    pytest_configure as pytest_configure,
+)
 from tests.support.x2go import (
     client_display as client_display,
 )

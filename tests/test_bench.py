@@ -24,6 +24,7 @@ from rtunnel.bench.table import cell, number
 from rtunnel.cli import INTERRUPTED, main
 from rtunnel.cli.bench_command import SCENARIOS
 from rtunnel.cli.exit_status import ExitStatus
+from tests.support.processes import children
 from tests.support.sshd import wait_until
 from tests.support.tunnels import Target, background, echo, noise, read_exactly
 
@@ -200,10 +201,9 @@ def descendants(pid: int) -> set[int]:
     """Return the processes that a process has started, and those that they have."""
     found, queue = set(), [pid]
     while queue:
-        for children in Path(f"/proc/{queue.pop()}/task").glob("*/children"):
-            new = {int(word) for word in children.read_text().split()}
-            found |= new
-            queue += new
+        new = children(queue.pop())
+        found |= set(new)
+        queue += new
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import ssl
 from collections import Counter
 from collections.abc import Iterator
@@ -421,11 +422,13 @@ def test_mistakes_are_said_with_what_to_do(
     )
     assert "cannot read" in verify('[cookies]\npreset_file = "nothing"')
     config = ("serve", "--config", str(settings), "--port", "0")
+    before = signal.getsignal(signal.SIGTERM)
     assert "--key belong together" in fails(*config, "--certificate", str(path))
     assert "certificate" in fails(
         *config, "--certificate", str(path), "--key", str(path)
     )
     assert "cannot listen" in fails(*config, "--host", "192.0.2.77")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_profiles_are_taken_over_while_it_runs_and_stay_while_they_are_wrong(

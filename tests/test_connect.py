@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import socket
 import subprocess
 import threading
@@ -28,15 +26,8 @@ from rtunnel.ssh.options import ConnectOptions, Options
 from rtunnel.ssh.transport import Transport
 from tests.support.files import open_files
 from tests.support.ports import free_port
+from tests.support.processes import children
 from tests.support.sshd import Sshd, wait_until
-
-
-def children() -> list[str]:
-    found: list[str] = []
-    for thread in Path(f"/proc/{os.getpid()}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended
-            found += (thread / "children").read_text().split()
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -354,7 +345,7 @@ def test_a_proxy_command_carries_the_connection_and_ends_with_it(sshd: Sshd) -> 
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def command_line(pid: str) -> bytes:
+def command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

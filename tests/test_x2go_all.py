@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import children
 from tests.support.pulse import Pulse
 from tests.support.x2go import PATIENCE_S, Display, X2goServer, wait_until
 from tests.support.x2go_client import PDF, Client
@@ -36,14 +37,14 @@ class Held:
 
     threads: frozenset[str]
     files: frozenset[str]
-    children: frozenset[str]
+    processes: frozenset[str]
 
     @classmethod
     def now(cls) -> Held:
         return cls(
             frozenset(thread.name for thread in threading.enumerate()),
             frozenset(open_files()),
-            frozenset(children()),
+            frozenset(processes()),
         )
 
 
@@ -54,12 +55,11 @@ def open_files() -> Iterator[str]:
             yield os.readlink(path)
 
 
-def children() -> Iterator[str]:
+def processes() -> Iterator[str]:
     """Yield number and name of each process that this one started."""
-    for thread in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that ended meanwhile
-            for pid in (thread / "children").read_text().split():
-                yield Path(f"/proc/{pid}/stat").read_text().rpartition(")")[0]
+    for pid in children():
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            yield Path(f"/proc/{pid}/stat").read_text().rpartition(")")[0]
 
 
 class Everything:
@@ -89,7 +89,9 @@ class Everything:
         client.run("sh", "-c", f'echo {name} >"$X2GO_MIMEBOX/{name}.txt"')
         wait_until(lambda: len(client.viewer.calls()) == self._turn, PATIENCE_S)
         # It may still run then: whoever ends the session leaves it running.
-        wait_until(lambda: not any("python" in each for each in children()), PATIENCE_S)
+        wait_until(
+            lambda: not any("python" in each for each in processes()), PATIENCE_S
+        )
 
 
 def test_all_services_come_back_after_suspensions_and_a_cut_and_leave_no_trace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 from importlib import import_module
@@ -85,24 +86,24 @@ def serve(
     if (certificate is None) != (key is None):
         raise click.UsageError("--certificate and --key belong together")
     # uvicorn answers what runs, then raises the signal again for us.
-    signal.signal(signal.SIGTERM, _end)
-    show_log(max(verbosity, 1), False)
-    serving = _module("serve")
-    opened = _open(config)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
-        serving.serve(
-            opened,
-            host,
-            port,
-            certificate=certificate,
-            key=key,
-            proxies=trust_proxies,
-            ready=lambda url: click.echo(f"serving {url}plain/ and {url}json/"),
-        )
+        show_log(max(verbosity, 1), False)
+        serving = _module("serve")
+        with contextlib.closing(_open(config)) as opened:
+            serving.serve(
+                opened,
+                host,
+                port,
+                certificate=certificate,
+                key=key,
+                proxies=trust_proxies,
+                ready=lambda url: click.echo(f"serving {url}plain/ and {url}json/"),
+            )
     except KeyboardInterrupt:
         raise ToldToEnd from None
     finally:
-        opened.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 @broker.command()
