@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck
 from xdist.scheduler import LoadScopeScheduling
 
 from rtunnel import Tunnel
@@ -47,6 +49,16 @@ TOGETHER: Final = {
     "x2go": ("test_x2go_",),
 }
 BEFORE_OTHERS: Final = ("test_package", "test_bench", "test_faults_process")
+
+# How long an example takes says something of the machine alone. A fixture is one for
+# all examples of its test, which is what such tests mean.
+hypothesis.settings.register_profile(
+    "rtunnel",
+    hypothesis.settings(),  # what it is in CI, or elsewhere
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("rtunnel")
 
 # Tests that several files share: their assertions should say as much as any.
 pytest.register_assert_rewrite("tests.support.interop")

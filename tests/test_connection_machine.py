@@ -364,7 +364,6 @@ class ConnectionMachine(RuleBasedStateMachine):
 ConnectionMachine.TestCase.settings = settings(
     max_examples=int(EXAMPLES or 15),
     stateful_step_count=30,
-    deadline=None,
     derandomize=not EXAMPLES,
     # Shrinking takes minutes. The steps of the first failure are printed as they are.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

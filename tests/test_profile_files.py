@@ -10,7 +10,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.command import ROOT
@@ -381,11 +381,7 @@ LINE = st.one_of(
 )
 
 
-@settings(
-    max_examples=300,
-    deadline=None,  # a busy machine takes its time
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@settings(max_examples=300)
 @given(st.lists(LINE), st.sampled_from(["\n", "\r\n"]))
 def test_any_text_is_kept_to_the_last_byte_or_refused(
     lines: list[str], end: str

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from x2go_session.profiles.values import Kind, Value, read, write
 
-# A busy machine takes its time.
-UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # What QSettings (IniFormat) writes for each of these; Qt 6 writes "Käse" as it is.
 BY_QT: list[tuple[Kind, str, Value]] = [
     (Kind.TEXT, "plain words", "plain words"),
@@ -118,7 +116,6 @@ def test_a_value_of_another_kind_is_not_written(kind: Kind, value: Value) -> Non
         write(kind, value)
 
 
-@UNTIMED
 @given(st.text())
 def test_every_string_comes_back_and_takes_one_line(string: str) -> None:
     text = write(Kind.TEXT, string)
@@ -127,13 +124,11 @@ def test_every_string_comes_back_and_takes_one_line(string: str) -> None:
     assert read(Kind.TEXT, text) == string
 
 
-@UNTIMED
 @given(st.lists(st.text()))
 def test_every_list_comes_back(strings: list[str]) -> None:
     assert read(Kind.LIST, write(Kind.LIST, strings)) == strings
 
 
-@UNTIMED
 @given(st.sampled_from(Kind), st.text())
 def test_any_text_is_read_or_refused(kind: Kind, text: str) -> None:
     try:

@@ -16,7 +16,7 @@ HANGS = """
 import os, signal, time
 def test_a_process_that_is_stopped():
     os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(60)
+    time.sleep(300)
 def test_nothing():
     pass
 """
@@ -24,7 +24,7 @@ def test_nothing():
 
 @pytest.mark.parametrize("stops", [True, False])
 def test_a_run_that_hangs_ends_and_says_where(tmp_path: Path, stops: bool) -> None:
-    done = run(tmp_path, HANGS if stops else HANGS.replace("SIGSTOP", "SIGCONT"), 3)
+    done = run(tmp_path, HANGS if stops else HANGS.replace("SIGSTOP", "SIGCONT"), 20)
     assert done.returncode == 1
     assert "Fatal Python error: Aborted" in done.stderr
     assert "in test_a_process_that_is_stopped" in done.stderr
@@ -48,5 +48,4 @@ def run(folder: Path, tests: str, limit_s: int) -> subprocess.CompletedProcess[s
         text=True,
         cwd=ROOT,
         env={**os.environ, LIMIT: str(limit_s), "PYTEST_ADDOPTS": ""},
-        timeout=60,
     )
