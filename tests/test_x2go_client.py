@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +17,9 @@ import x2go_session as x2go
 from tests.support.sshd import Sshd
 from tests.support.x2go import PATIENCE_S, Display, X2goServer, wait_until
 from tests.support.x2go_programs import PROFILE, Lab, ToldClient, in_lab
+from x2go_session.control import Control
 from x2go_session.errors import NotSupported
+from x2go_session.replies import SessionInfo
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -144,6 +149,29 @@ def test_a_desktop_is_shared_and_all_sessions_are_cleaned(
     assert client.clean_sessions(uuid) is True
     assert client.list_sessions(uuid) == {}
     assert client.client_running_sessions() == []
+
+
+def test_a_session_that_ends_while_all_are_cleaned_is_no_error(
+    client: ToldClient, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the shadow of a desktop does, which ends with it."""
+    uuid = connected(client)
+    assert client.start_session(uuid, cmd="xclock")
+    listed = Control.sessions
+
+    def list_and_end(control: Control) -> list[SessionInfo]:
+        if threading.current_thread() is not threading.main_thread():
+            return listed(control)
+        monkeypatch.undo()
+        found = listed(control)
+        for info in found:
+            os.kill(info.agent_pid, signal.SIGKILL)
+        client.wait_hook("HOOK_on_session_has_terminated")
+        return found
+
+    monkeypatch.setattr(Control, "sessions", list_and_end)
+    assert client.clean_sessions(uuid) is True
+    assert client.list_sessions(uuid) == {}
 
 
 def test_of_several_sessions_the_desktop_has_the_folders(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from x2go_session.client.exceptions import (
     X2GoDesktopSharingException,
     translated,
 )
-from x2go_session.errors import ControlError, GraphicsError
+from x2go_session.errors import ControlError, GraphicsError, NoSuchSession
 from x2go_session.registry import RegisteredSession
 
 log = logging.getLogger("x2go_session.client")
@@ -156,7 +157,9 @@ class Lifecycle(ClientBase):
         for info in session.connection.control.sessions():
             if published_applications or "stRPUBLISHED" not in info.name:
                 known = self.registry.of_name(info.name, session.profile_name)
-                (known or session).terminate(info.name)
+                # It may be over by now: a shadow ends with its desktop.
+                with contextlib.suppress(NoSuchSession):
+                    (known or session).terminate(info.name)
         self.registry.update(session)
         return True
 

@@ -286,11 +286,14 @@ class RegisteredSession:
         """Terminate it, or another session of the server by its name."""
         with self._operation:
             if self.terminal is not None and name in ("", self.name):
-                if self.is_associated:
+                try:
                     self.terminal.use(self.connection.control)
                     self.terminal.terminate()
-                    return
-                raise NoSuchSession(f"{self.name} is over")
+                except SessionStateError:
+                    if self.is_associated:
+                        raise
+                    raise NoSuchSession(f"{self.name} is over") from None
+                return
             name = self._named(name)
             control = self.connection.control
             info = control.find_session(name)
