@@ -221,15 +221,9 @@ def test_a_signal_that_wakes_nobody_is_not_lost() -> None:
 def test_a_server_that_stopped_answering_does_not_keep_it(tmp_path: Path) -> None:
     with Sshd(tmp_path) as frozen, opened(frozen, "-R", "0:localhost:1") as command:
         command.port()
-        sessions = frozen.sessions()
-        try:
-            for pid in sessions:
-                os.kill(pid, signal.SIGSTOP)
-            command.send(signal.SIGTERM)
-            assert command.status() == ExitStatus.ENDED
-        finally:
-            for pid in sessions:
-                os.kill(pid, signal.SIGCONT)
+        frozen.freeze_sessions()
+        command.send(signal.SIGTERM)
+        assert command.status() == ExitStatus.ENDED
 
 
 def test_a_job_in_the_background_of_a_script_still_obeys_sigint(sshd: Sshd) -> None:

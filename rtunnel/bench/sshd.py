@@ -163,27 +163,49 @@ class Sshd:
 
     def sessions(self) -> list[int]:
         """Return the pids of the connections that this sshd serves, children first."""
+        return list(self._sessions())
+
+    def _sessions(self) -> dict[int, str]:
+        """Return the pids, and the state of each (proc(5))."""
         assert self.process is not None
         children: dict[int, list[int]] = {}
+        states: dict[int, str] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+            pid = int(stat.parent.name)
+            states[pid] = fields[0]
+            children.setdefault(int(fields[1]), []).append(pid)
         found: list[int] = []
         queue = [self.process.pid]
         while queue:
             for pid in children.get(queue.pop(), []):
                 found.insert(0, pid)
                 queue.append(pid)
-        return found
+        return {pid: states[pid] for pid in found}
+
+    def freeze_sessions(self) -> None:
+        """Stop every connection (SIGSTOP), also what it was just forking."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S  # for who waits for a disk
+        while (
+            running := [pid for pid, s in self._sessions().items() if s not in "TZX"]
+        ) and time.monotonic() < deadline:
+            self._signal(running, signal.SIGSTOP)
 
     def kill_sessions(self) -> None:
         """Kill every connection (SIGKILL); the listener stays."""
-        for pid in self.sessions():
+        # Newer ones fork as soon as somebody is in. A child that was not found among
+        # the others would hold its connection.
+        self.freeze_sessions()
+        self._signal(self.sessions(), signal.SIGKILL)
+
+    @staticmethod
+    def _signal(pids: list[int], number: signal.Signals) -> None:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, number)
 
     def stop(self) -> None:
         """End the server and every connection that it serves."""
