@@ -21,6 +21,7 @@ from rtunnel.bench.results import OURS, Figure, Parameters, Sample
 from rtunnel.bench.sshd import SSHD, Login, Sshd
 
 CONNECT_TIMEOUT_S: Final = 30.0
+FIRST_BYTE_TIMEOUT_S: Final = 30.0
 # Who is measured besides the peers: without a tunnel; rtunnel with its own server.
 DIRECT: Final = "direct"
 GATEWAY: Final = "own gateway"
@@ -183,8 +184,14 @@ def link(to_port: int, rate_bytes_s: float, rtt_s: float, queue: int) -> Iterato
         yield int(child.read_line())
 
 
-def rate_of(counter: Path, seconds: float) -> float:
-    """Return the bytes per second that arrive, over so many seconds from now."""
+def rate_of(counter: Path, warm_s: float, seconds: float) -> float:
+    """Return the bytes per second that arrive, `warm_s` after the first of them."""
+    begin, deadline = Counter.read(counter), time.monotonic() + FIRST_BYTE_TIMEOUT_S
+    while Counter.read(counter) == begin:
+        if time.monotonic() > deadline:
+            raise BenchError(f"nothing arrives in {FIRST_BYTE_TIMEOUT_S} s")
+        time.sleep(0.01)
+    time.sleep(warm_s)
     begin, begin_s = Counter.read(counter), time.perf_counter()
     time.sleep(seconds)
     return (Counter.read(counter) - begin) / (time.perf_counter() - begin_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -105,10 +104,8 @@ class Wan(Scenario):
 
     def _inbound(self, port: int) -> float:
         with visitor(port, "pour"):
-            time.sleep(self._warm_s)
-            return rate_of(self._arrived[0], self._seconds)
+            return rate_of(self._arrived[0], self._warm_s, self._seconds)
 
     def _outbound(self, port: int) -> float:
         with visitor(port, "swallow", self._arrived[1]):
-            time.sleep(self._warm_s)
-            return rate_of(self._arrived[1], self._seconds)
+            return rate_of(self._arrived[1], self._warm_s, self._seconds)
