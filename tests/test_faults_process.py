@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -78,7 +78,7 @@ def through_it_all(sshd: Sshd, backend: str) -> list[tuple[str, str]]:
     with Target(patient_echo) as target:
         forwards = [f"-R127.0.0.1:0:{target.spec}"] * STREAMS
         forwards.append(f"-R127.0.0.1:0:127.0.0.1:{free_port()}")  # nobody is there
-        options = ("-o", "RekeyLimit=32M", *forwards)
+        options = ("-v", "-o", "RekeyLimit=32M", *forwards)
         with (
             Command(
                 *open_arguments(sshd, *options, f"{sshd.user}@127.0.0.1"),
@@ -91,18 +91,28 @@ def through_it_all(sshd: Sshd, backend: str) -> list[tuple[str, str]]:
                 pool.submit(echo_stream, ports[i], count, moved, i)
                 for i in range(STREAMS)
             ]
-            while min(moved) < count // 10:
-                time.sleep(0.01)
-            with visit(ports[-1]) as in_vain:
-                assert read_all(in_vain) == b""
-            command.send(signal.SIGSTOP)
-            time.sleep(STOPPED_S)
-            stopped_at = list(moved)
-            command.send(signal.SIGCONT)
-            with short_of_descriptors(command.process.pid):
-                while sum(moved) < sum(stopped_at) + count // 10:
+
+            def wait_moved(enough: Callable[[], bool]) -> None:
+                while not enough():
+                    for stream in streams:
+                        if stream.done():
+                            stream.result()  # raises what broke it off
                     time.sleep(0.01)
-            return [stream.result() for stream in streams]
+
+            try:
+                wait_moved(lambda: min(moved) >= count // 10)
+                with visit(ports[-1]) as in_vain:
+                    assert read_all(in_vain) == b""
+                command.send(signal.SIGSTOP)
+                time.sleep(STOPPED_S)
+                stopped_at = list(moved)
+                command.send(signal.SIGCONT)
+                with short_of_descriptors(command.process.pid):
+                    wait_moved(lambda: sum(moved) >= sum(stopped_at) + count // 10)
+                return [stream.result() for stream in streams]
+            except OSError as error:
+                error.add_note(f"at {moved} of {count} bytes: {command.errors()}")
+                raise
 
 
 @pytest.fixture(scope="module", autouse=True)
