@@ -194,6 +194,10 @@ class Sshd:
         ) and time.monotonic() < deadline:
             self._signal(running, signal.SIGSTOP)
 
+    def thaw_sessions(self) -> None:
+        """Let every connection go on."""
+        self._signal(self.sessions(), signal.SIGCONT)
+
     def kill_sessions(self) -> None:
         """Kill every connection (SIGKILL); the listener stays."""
         # Newer ones fork as soon as somebody is in. A child that was not found among

@@ -50,6 +50,7 @@ from rtunnel.ssh.ending import Ending
 from rtunnel.ssh.guards import guard
 from rtunnel.ssh.openings import OnOpened, Openings, read_peer_side
 from rtunnel.ssh.outbox import Outbox
+from rtunnel.ssh.packetizer import KEX_TIMEOUT_S
 from rtunnel.ssh.refusal import explain
 from rtunnel.ssh.relay import Backend, OnEnd, PeerSide, Relay
 from rtunnel.ssh.requests import Answer, Granted, Refused, RequestQueue
@@ -148,6 +149,10 @@ class Connection:
         seams.shadow(transport, "_parse_disconnect", self._ending.on_disconnect)
         self._stock_api.install()
         set_nodelay(transport.sock)
+        # A link with much in its queues takes longer than paramiko's 30 s.
+        transport.clear_to_send_timeout = max(
+            transport.clear_to_send_timeout, KEX_TIMEOUT_S
+        )
         self._watch = seams.watch_end(transport, self._on_transport_end)
         if not transport.is_active():
             self._on_transport_end()

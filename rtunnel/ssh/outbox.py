@@ -1,11 +1,11 @@
 """The one place from which messages of the connection protocol leave.
 
-Theory of operation. paramiko's way to send waits while keys are exchanged (in slices
-of 0.1 s, for up to 30 s) and while the socket is full. Whoever waits there must not
-be the transport's own thread, which has to read the key exchange to its end, nor the
-reactor, which has other sockets to serve. So messages are queued, and one thread
-sends them in order. Order is what the callers rely on: a request and its place in the
-queue of replies, EOF behind data, nothing behind CLOSE.
+Theory of operation. paramiko's way to send waits while keys are exchanged (in slices of
+0.1 s, for up to `clear_to_send_timeout`) and while the socket is full. Whoever waits
+there must not be the transport's own thread, which has to read the key exchange to its
+end, nor the reactor, which has other sockets to serve. So messages are queued, and one
+thread sends them in order. Order is what the callers rely on: a request and its place
+in the queue of replies, EOF behind data, nothing behind CLOSE.
 
 Memory: data is bounded by its channel (see channel.py), which learns by `on_sent` when
 to go on. Answers to the peer are not, if the peer asks without ever reading:
@@ -24,7 +24,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from rtunnel.errors import ProtocolError
+from paramiko.ssh_exception import SSHException
+
+from rtunnel.errors import DisconnectCode, ProtocolError
 from rtunnel.ssh import seams
 from rtunnel.ssh.disconnect import say_disconnect
 
@@ -146,6 +148,10 @@ class Outbox:
                 # EOFError when the socket is gone; SSHException when the key
                 # exchange does not end. Either way nothing more can be sent.
                 log.debug("cannot send any more: error=%s", problem)
+                if isinstance(problem, SSHException):
+                    self._failure = ProtocolError(
+                        str(problem), DisconnectCode.KEY_EXCHANGE_FAILED
+                    )
                 self.stop()
                 seams.abort(self._transport)
                 return

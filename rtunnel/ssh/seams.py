@@ -80,6 +80,7 @@ TRANSPORT_ATTRIBUTES: Final = (
     "channel_events",
     "channels_seen",
     "clear_to_send",
+    "clear_to_send_timeout",
     "lock",
     "saved_exception",
     "server_accepts",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
@@ -91,6 +92,9 @@ class Transport(paramiko.Transport):
         if rekey_s is not None:
             self.packetizer.rekey_s = rekey_s
         self.packetizer.last_words = self._last_words
+        # The packetizer ends an exchange of keys that takes too long. 30 s, by a clock
+        # that may be set, broke off who waited to send, and nothing else.
+        self.clear_to_send_timeout = math.inf
         guard(self, self._fail)
         set_nodelay(self.sock)
         # paramiko reports failures with a traceback, which belongs into our log.
