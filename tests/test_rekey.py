@@ -7,7 +7,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,7 +85,8 @@ def test_a_key_exchange_may_take_longer_than_paramiko_waits(
 ) -> None:
     """As on a slow link, or where a process or its machine is stopped meanwhile."""
     with exchanging(tmp_path, backend, kind) as (tunnel, visitor, own_sshd):
-        set_clock(monkeypatch, 60)
+        with clock_of_paramiko(monkeypatch, lambda: time.time() + 60):
+            time.sleep(0.5)  # in which who waits looks at it
         own_sshd.thaw_sessions()
         assert read_exactly(visitor, 10) == b"still here"
         assert tunnel.transport.is_active()
@@ -96,8 +97,14 @@ def test_an_exchange_that_never_ends_is_why_a_stock_transport_is_given_up(
     tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with exchanging(tmp_path, backend, paramiko.Transport) as (tunnel, *_):
-        set_clock(monkeypatch, KEX_TIMEOUT_S + 1)
-        with pytest.raises(ProtocolError, match="Key-exchange timed out") as e:
+        begun_s = time.time()
+        with (
+            clock_of_paramiko(
+                monkeypatch,
+                lambda: begun_s + KEX_TIMEOUT_S * (time.time() - begun_s),
+            ),
+            pytest.raises(ProtocolError, match="Key-exchange timed out") as e,
+        ):
             tunnel.wait(TIMEOUT_S)
         assert e.value.code is DisconnectCode.KEY_EXCHANGE_FAILED
 
@@ -132,12 +139,15 @@ def exchanging(
                 yield tunnel, visitor, own_sshd
 
 
-def set_clock(monkeypatch: pytest.MonkeyPatch, ahead_s: float) -> None:
-    """Let paramiko believe that it is later, for as long as it takes to look."""
-    later = SimpleNamespace(time=lambda: time.time() + ahead_s, sleep=time.sleep)
+@contextlib.contextmanager
+def clock_of_paramiko(
+    monkeypatch: pytest.MonkeyPatch, read: Callable[[], float]
+) -> Iterator[None]:
+    """Let paramiko's transports see another time of day."""
     with monkeypatch.context() as patch:
-        patch.setattr(paramiko.transport, "time", later)
-        time.sleep(0.5)
+        clock = SimpleNamespace(time=read, sleep=time.sleep)
+        patch.setattr(paramiko.transport, "time", clock)
+        yield
 
 
 def say(visitor: socket.socket) -> None:
