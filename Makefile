@@ -37,7 +37,7 @@ NOT_LOWEST := addresses aio audit bench broker_* cli cli_others cli_visitors con
     faults_process forwards gateway_command gateway_config halfclose handlers hostkeys \
     interop_* layers openssh_* package policy profile* promises proxy_protocol pump_* \
     run_command scale security_* socks status* stream style supervisor* tunnel_rules \
-    tunnel_services window windows wire x2go_*
+    tunnel_services watch window windows wire x2go_*
 # A new Python changes what is compiled, too.
 NOT_NEWEST := $(filter-out aio pump_% stream socks,$(NOT_LOWEST)) cves hostile_*
 # For every Python that is supported, and without a word of where it runs.

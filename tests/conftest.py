@@ -50,13 +50,12 @@ TOGETHER: Final = {
 }
 BEFORE_OTHERS: Final = ("test_package", "test_bench", "test_faults_process")
 
-# How long an example takes says something of the machine alone. A fixture is one for
-# all examples of its test, which is what such tests mean.
+# How long an example takes says something of the machine alone.
 hypothesis.settings.register_profile(
     "rtunnel",
     hypothesis.settings(),  # what it is in CI, or elsewhere
     deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("rtunnel")
 

@@ -97,6 +97,8 @@ def through_it_all(sshd: Sshd, backend: str) -> list[tuple[str, str]]:
                     for stream in streams:
                         if stream.done():
                             stream.result()  # raises what broke it off
+                    if all(stream.done() for stream in streams):
+                        return  # no more will move; their digests say what did
                     time.sleep(0.01)
 
             try:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rtunnel.pump import ImplementationName, Pipes, PumpModule, implementation
@@ -82,7 +82,7 @@ def send_in_chunks(sock: socket.socket, data: bytes, chunks: list[int]) -> None:
 
 
 @KINDS
-@settings(max_examples=12)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.tuples(st.integers(0, 400_000), st.integers(0, 400_000)),
     chunks=st.lists(st.integers(1, 70_000), min_size=1, max_size=8),

@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 from typing import cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rtunnel._pump_types import GRANT_MAX_BYTES, PORT_BUFFER_MAX_BYTES
@@ -86,7 +86,7 @@ def test_bytes_pass_exactly_both_ways(pump: PumpModule, kind: str, poller: str) 
         assert rig.port.buffered_bytes == 0
 
 
-@settings(max_examples=15)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sent=st.lists(st.binary(min_size=1, max_size=3000), max_size=20),
     grants=st.lists(st.integers(0, 5000), max_size=20),

@@ -185,7 +185,10 @@ def link(to_port: int, rate_bytes_s: float, rtt_s: float, queue: int) -> Iterato
 
 
 def rate_of(counter: Path, warm_s: float, seconds: float) -> float:
-    """Return the bytes per second that arrive, `warm_s` after the first of them."""
+    """Return the bytes per second that arrive, `warm_s` after the first of them.
+
+    Raises `BenchError` if none does.
+    """
     begin, deadline = Counter.read(counter), time.monotonic() + FIRST_BYTE_TIMEOUT_S
     while Counter.read(counter) == begin:
         if time.monotonic() > deadline:

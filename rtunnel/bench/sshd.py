@@ -200,8 +200,8 @@ class Sshd:
 
     def kill_sessions(self) -> None:
         """Kill every connection (SIGKILL); the listener stays."""
-        # Newer ones fork as soon as somebody is in. A child that was not found among
-        # the others would hold its connection.
+        # sshd of OpenSSH 10 forks right behind its reply to a login, for root, too.
+        # A child that was not found among the others would hold its connection.
         self.freeze_sessions()
         self._signal(self.sessions(), signal.SIGKILL)
 

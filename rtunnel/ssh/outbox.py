@@ -148,7 +148,7 @@ class Outbox:
                 # EOFError when the socket is gone; SSHException when the key
                 # exchange does not end. Either way nothing more can be sent.
                 log.debug("cannot send any more: error=%s", problem)
-                if isinstance(problem, SSHException):
+                if isinstance(problem, SSHException) and self._failure is None:
                     self._failure = ProtocolError(
                         str(problem), DisconnectCode.KEY_EXCHANGE_FAILED
                     )
