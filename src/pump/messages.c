@@ -524,10 +524,12 @@ static int send_probe(rt_engine *e, rt_channel *c)
 static rt_ran run_open_channel(rt_engine *e, rt_channel *c)
 {
     if (c->confirm_due) {
-        /* Beside interactive channels a whole window at once would be too much. */
-        uint32_t window = rt_is_shared(e) && c->priority != RT_PRIORITY_INTERACTIVE
-                              ? c->recv_window_shared
-                              : c->recv_window_size;
+        /* Beside interactive channels a whole window at once would be too much. More
+         * than the window is never promised: no memory stands behind it. */
+        uint32_t window = c->recv_window_size;
+        if (rt_is_shared(e) && c->priority != RT_PRIORITY_INTERACTIVE &&
+            c->recv_window_shared < window)
+            window = c->recv_window_shared;
         uint32_t words[] = {c->remote_id, c->local_id, window, c->recv_max_packet};
         if (send_message(e, MSG_CHANNEL_OPEN_CONFIRMATION, words, 4) != 0)
             return RT_RAN;

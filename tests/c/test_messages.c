@@ -99,6 +99,46 @@ static void a_slow_target_gets_every_byte_and_credit_follows_it(void)
     peer_close(&p);
 }
 
+static void a_small_window_is_not_promised_larger_beside_an_interactive_channel(void)
+{
+    peer p;
+    int app, fds[2], full = 0;
+    uint8_t byte;
+    const uint32_t window = 4096;
+    const rt_peer_side side = {PEER_CHANNEL_ID, PEER_WINDOW_BYTES, PEER_PACKET_BYTES};
+    uint32_t typed, id;
+    peer_open(&p);
+    stream_pair(fds);
+    app = fds[1];
+    CHECK(rt_engine_accept(p.engine, fds[0], &side, PEER_WINDOW_BYTES, PEER_PACKET_BYTES,
+                           RT_PRIORITY_INTERACTIVE, &typed) == 0);
+    peer_expect(&p, SAY_OPEN_CONFIRMATION);
+    peer_say_data(&p, typed, "key", 3);
+    peer_expect_at(&p, app, "key", 3);
+    close(app);
+
+    /* A target that takes nothing yet, so that what comes has to wait. */
+    stream_pair(fds);
+    while (send(fds[0], pattern, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1)
+        full++;
+    CHECK(rt_engine_accept(p.engine, fds[0], &side, window, PEER_PACKET_BYTES,
+                           RT_PRIORITY_BULK, &id) == 0);
+    peer_settle(&p);
+    const peer_message *said;
+    do
+        said = peer_expect(&p, SAY_OPEN_CONFIRMATION);
+    while (word(said, 1) != id);
+    uint32_t promised = word(said, 2);
+    CHECK_EQ(promised, window);
+    peer_say_data(&p, id, pattern, promised);
+    peer_settle(&p);
+    for (; full > 0; full--)
+        CHECK(recv(fds[1], &byte, 1, 0) == 1);
+    peer_expect_at(&p, fds[1], pattern, promised);
+    close(fds[1]);
+    peer_close(&p);
+}
+
 static void the_window_of_the_peer_is_kept_to_the_byte(void)
 {
     peer p;
@@ -528,6 +568,7 @@ int main(void)
     RUN(data_of_the_peer_reaches_the_socket);
     RUN(data_of_the_socket_reaches_the_peer);
     RUN(a_slow_target_gets_every_byte_and_credit_follows_it);
+    RUN(a_small_window_is_not_promised_larger_beside_an_interactive_channel);
     RUN(the_window_of_the_peer_is_kept_to_the_byte);
     RUN(the_maximum_packet_of_the_peer_is_kept);
     RUN(eof_of_the_peer_first_leaves_the_other_way_open);

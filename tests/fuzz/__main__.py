@@ -3,15 +3,16 @@
     python -m tests.fuzz --seconds 60
     python -m tests.fuzz --seconds 600 messages sftp
 
-Two at a time. What leads further is kept in build/fuzz, where the next run begins. A
-finding is a file in build/fuzz/findings; the command that shows it again is printed.
-Then this ends with status 1; so it does if a fuzzer saw fewer branches than it has to,
-since one that reaches nothing finds nothing.
+Five at a time. What leads further is kept in build/fuzz, where the next run begins. A
+finding is a file in build/fuzz/findings; in the end it is printed, in base64, with the
+command that shows it again. Then this ends with status 1; so it does if a fuzzer saw
+fewer branches than it has to, since one that reaches nothing finds nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import itertools
 import os
 import re
@@ -133,23 +134,29 @@ def run(target: Target, seconds: int) -> Outcome:
 
 
 def show(outcome: Outcome) -> None:
-    """Print one line; of a problem, the log and how to see it again."""
+    """Print one line."""
     print(
         f"{outcome.target.name:12} {outcome.branches:5} branches "
         f"{outcome.features:6} features {outcome.runs:9} runs {outcome.seconds:5.0f} s"
         f"  {outcome.problem or 'ok'}",
         flush=True,
     )
-    if not outcome.problem:
-        return
+
+
+def explain(outcome: Outcome) -> None:
+    """Print what a fuzzer said, what it found, and how to see it again."""
+    target = outcome.target
+    print(f"\n{target.name} {outcome.problem}:")
     print("\n".join(outcome.log.splitlines()[-60:]))
-    again = shlex.join(outcome.target.command)
     found = re.search(r"Test unit written to (\S+)", outcome.log)
-    if found is not None:
-        print(
-            f"\nTo see it again, from the top of the checkout:\n    {again} {found[1]}"
-        )
-        print(f"When it is mended, keep it: {outcome.target.corpus.relative_to(ROOT)}/")
+    if found is None:
+        return
+    finding = ROOT / found[1]
+    print("\nTo see it again, from the top of the checkout:")
+    print(f"    mkdir -p {FINDINGS.relative_to(ROOT)}; base64 -d >{found[1]} <<END")
+    print(base64.encodebytes(finding.read_bytes()).decode(), end="END\n")
+    print(f"    {shlex.join(target.command)} {found[1]}")
+    print(f"When it is mended, keep it: {target.corpus.relative_to(ROOT)}/", flush=True)
 
 
 def main() -> int:
@@ -163,15 +170,18 @@ def main() -> int:
     chosen = [
         each for each in TARGETS if not given.targets or each.name in given.targets
     ]
-    problems = 0
+    problems: list[Outcome] = []
     for seconds in dict.fromkeys((0, given.seconds)):
         print(f"{seconds} s each:" if seconds else "what is in the corpus:", flush=True)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for outcome in pool.map(run, chosen, itertools.repeat(seconds)):
                 show(outcome)
-                problems += bool(outcome.problem)
+                if outcome.problem:
+                    problems.append(outcome)
         if problems:
             break
+    for outcome in problems:  # last, where whoever reads a log looks first
+        explain(outcome)
     return 1 if problems else 0
 
 

@@ -161,6 +161,9 @@ static void check_channels(world *w)
             continue;
         }
         CHECK(of_engine->pending.capacity <= 2 * of_engine->pending.maximum + 8192);
+        /* All that the peer may say still has room behind what waits. */
+        CHECK(of_engine->recv_window + (int64_t)rt_buffer_len(&of_engine->pending) <=
+              (int64_t)of_engine->pending.maximum);
         if (w->wild || c->opening || c->said_close)
             continue;
         if (c->confirmed && !w->deaf)
