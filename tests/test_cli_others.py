@@ -86,3 +86,4 @@ def test_a_full_disk_under_stderr_or_stdout_hides_no_exit_status(program: str) -
     assert wrong.returncode == ExitStatus.USAGE
     assert unheard.returncode == ExitStatus.UNEXPECTED
     assert b"No space left on device" in unheard.stderr
+    assert b"report" not in unheard.stderr

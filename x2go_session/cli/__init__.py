@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ log = logging.getLogger("x2go_session.cli")
 NAME: Final = "x2go-session"
 # What a shell reports for a command that died of SIGINT.
 INTERRUPTED: Final = 130
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 @click.group(
@@ -280,10 +282,13 @@ def _run(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         return ExitStatus.UNEXPECTED  # who read our output is gone
     except Exception as error:
-        _complain(
-            f"unexpected {type(error).__name__}: {error}; please report this, with "
-            "what -vv shows"
-        )
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            _complain(f"what was to be written is lost: {error}")
+        else:
+            _complain(
+                f"unexpected {type(error).__name__}: {error}; please report this, with "
+                "what -vv shows"
+            )
         log.debug("where it came from", exc_info=error)
         return ExitStatus.UNEXPECTED
     return int(result or ExitStatus.ENDED)
