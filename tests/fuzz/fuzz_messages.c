@@ -245,7 +245,7 @@ static void step(world *w, rt_input *in)
     case 5:
     case 6: {
         uint32_t n = take_number(in);
-        if (may_say && n <= UINT32_MAX - c->allowed + (w->deaf ? 0 : c->heard)) {
+        if (may_say && n <= UINT32_MAX - (c->allowed - c->heard)) {
             say_words(w, SAY_ADJUST, c->id, n, 2);
             c->allowed += n;
         }
