@@ -169,6 +169,11 @@ def test_what_cannot_be_shared_is_said_at_once(desk: Desk, tmp_path: Path) -> No
     assert [shared.folder for shared in desk.sharing.folders] == [folder]
 
 
+def test_a_folder_that_cannot_be_looked_at_is_refused_with_the_reason() -> None:
+    with pytest.raises(ServiceError, match="File name too long"):
+        Sharing().share(Path("/" + "x" * 300))
+
+
 def test_no_key_stays_on_the_server(desk: Desk, tmp_path: Path) -> None:
     desk.sharing.share(make(tmp_path))
     assert list((desk.server.home / ".x2go" / "ssh").iterdir()) == []

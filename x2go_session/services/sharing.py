@@ -199,7 +199,11 @@ class Sharing:
         is not shared. Before `start` it is remembered, and mounted then.
         """
         folder = folder.absolute()
-        if not folder.is_dir():
+        try:
+            is_there = folder.is_dir()
+        except OSError as error:  # may not be looked at, or no system knows such a name
+            raise ServiceError(f"cannot share {folder}: {error.strerror}") from error
+        if not is_there:
             raise ServiceError(f"cannot share {folder}: there is no such folder here")
         event: Event | None = None
         with self._mounting:
