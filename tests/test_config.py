@@ -83,8 +83,27 @@ def test_the_personal_file_wins_over_the_machines(home: Path) -> None:
 def test_a_named_file_replaces_both_and_must_exist(home: Path) -> None:
     write(home / ".ssh/config", "Port 2022\n")
     assert lookup(home, "User me\n").port == 22
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="absent: No such file"):
         resolve("web", Options(config_file=home / "absent"))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("/" + "x" * 300, "File name too long"),
+        ("~no-such-user/config", "~no-such-user/config: No such file"),
+    ],
+)
+def test_a_file_that_cannot_be_looked_at_is_named_with_the_reason(
+    home: Path, name: str, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        resolve("web", Options(config_file=name))
+
+
+def test_a_key_of_nobody_that_is_here_is_a_file_that_is_not_there(home: Path) -> None:
+    given = Options(config_file="none", identity_files=["~no-such-user/id"])
+    assert resolve("web", given).identity_files == (Path("~no-such-user/id"),)
 
 
 def test_a_file_that_others_can_write_is_refused(home: Path) -> None:

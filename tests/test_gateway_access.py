@@ -339,6 +339,7 @@ def test_one_client_may_have_a_port_of_two_addresses_and_give_one_back(
     [
         ({"ports": (range(5),)}, "no range of ports"),
         ({"socket_folder": Path("/nowhere")}, "socket paths does not exist"),
+        ({"socket_folder": Path("/" + "x" * 300)}, "socket paths does not exist"),
         ({"listeners_max": -1}, "listeners_max"),
         ({"rate_bytes_per_s": 10}, "at least 1500"),
         ({"proxy_protocol": 3}, "1 or 2, not 3"),

@@ -316,6 +316,15 @@ def test_sharing_is_there_for_whoever_needs_it(
     assert [service.name for service in services(Profile(**values))] == names
 
 
+@pytest.mark.parametrize("name", ["~no-such-user/papers", "/" + "x" * 300])
+def test_a_folder_that_no_system_knows_is_not_shared_and_told(name: str) -> None:
+    missing: list[ServiceError] = []
+    (sharing,) = services(Profile(export={name: True}), on_missing=missing.append)
+    assert isinstance(sharing, Sharing)
+    assert sharing.folders == []
+    assert [name in str(error) for error in missing] == [True]
+
+
 def test_a_folder_that_is_not_there_is_told_and_the_others_are_shared(
     tmp_path: Path,
 ) -> None:

@@ -291,6 +291,13 @@ def test_what_ssh_config_refuses_is_found_by_check(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["/" + "x" * 300, "~no-such-user/id"])
+def test_a_key_that_cannot_be_looked_at_is_not_there(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text(GOOD.replace("\n\n", f'\nidentity_files = ["{name}"]\n\n'))
+    assert any("there is no file" in problem for problem in check(path, load(path)))
+
+
 def test_nobody_is_asked_for_anything() -> None:
     options = read(GOOD).servers["edge"].connect_options
     assert options == {"ssh_options": {"BatchMode": "yes"}}

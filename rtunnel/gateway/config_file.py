@@ -6,6 +6,7 @@ known is a mistake, never passed over: it might be the one that keeps somebody o
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -57,7 +58,7 @@ def _read_path(value: object, info: ValidationInfo) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("expected a path")
     folder: Path = (info.context or {}).get("folder", Path())
-    return (folder / Path(value).expanduser()).absolute()
+    return (folder / os.path.expanduser(value)).absolute()
 
 
 def _read_networks(value: object) -> tuple[Network, ...]:

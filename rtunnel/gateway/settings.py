@@ -7,6 +7,7 @@ configuration file, too (docs/gateway.md).
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -76,7 +77,7 @@ class Rights:
         for ports in self.ports:
             if not _are_ports(ports):
                 raise ConfigError(f"{ports} is no range of ports from 1 to {LAST_PORT}")
-        if self.socket_folder is not None and not self.socket_folder.is_dir():
+        if self.socket_folder is not None and not os.path.isdir(self.socket_folder):
             raise ConfigError(
                 f"the folder for socket paths does not exist: {self.socket_folder}"
             )

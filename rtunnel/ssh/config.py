@@ -189,9 +189,13 @@ def _config_files(config_file: PathLike | None) -> list[tuple[Path, Path]]:
         ]
     if os.fspath(config_file) == "none":
         return []
-    path = Path(config_file).expanduser()
-    if not path.exists():
-        raise ConfigError(f"cannot read {path}: no such file (option config_file, -F)")
+    path = Path(os.path.expanduser(config_file))
+    try:
+        path.stat()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror} (option config_file, -F)"
+        ) from error
     return [(path, personal)]
 
 
@@ -347,7 +351,7 @@ class _Answers:
             return value
 
         word = re.sub(r"\$\{([^}]*)\}", variable, word)
-        return Path(self.expand(setting, word)).expanduser()
+        return Path(os.path.expanduser(self.expand(setting, word)))
 
     def _paths(self, name: str, default: Sequence[str]) -> tuple[Path, ...]:
         setting = self.settings.get(name)

@@ -42,4 +42,4 @@ def check(path: str | os.PathLike[str], config: Config) -> list[str]:
 def _is_missing(file: str) -> bool:
     # What ssh_config(5) puts in for %h or ${NAME} is known only for a connection.
     plain = "%" not in file and "$" not in file and file != "none"
-    return plain and not Path(file).expanduser().exists()
+    return plain and not os.path.exists(os.path.expanduser(file))

@@ -43,7 +43,7 @@ def serve_folder(
     service: FolderService,
 ) -> Callable[[socket.socket, Visitor], None]:
     """Return a function that serves one visitor. Raises `ConfigError`."""
-    root = Path(service.path).expanduser()
+    root = Path(os.path.expanduser(service.path))
     try:
         root = root.resolve(strict=True)
         os.scandir(root).close()

@@ -68,7 +68,7 @@ def _command(
     def make(function: Callable[[dict[str, Any], Output], int | None]) -> click.Command:
         def run(**values: Any) -> int | None:
             connecting.show_log(values["verbosity"], values["quiet"])
-            values["sessions_root"] = values["sessions_root"].expanduser()
+            values["sessions_root"] = Path(os.path.expanduser(values["sessions_root"]))
             output = Output(as_json=values["as_json"], quiet=values["quiet"])
             return function(values, output)
 

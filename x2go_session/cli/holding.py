@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class Holder:
     def __init__(self, values: dict[str, Any], output: Output) -> None:
         self._values = values
         self._output = output
-        self._root: Path = values["sessions_root"].expanduser()
+        self._root: Path = Path(os.path.expanduser(values["sessions_root"]))
         self._sharing = Sharing()
         self._printing: Printing | None = None
         self._events = Events()
@@ -216,7 +217,7 @@ class Holder:
         """Answer what the MIME box asks: where --mimebox-to says."""
         if isinstance(event, events.SaveAsQuestion):
             folder = self._values["mimebox_to"]
-            event.answer(Path(folder).expanduser() if folder else Path.cwd())
+            event.answer(Path(os.path.expanduser(folder)) if folder else Path.cwd())
 
 
 def find(control: Control, name: str | None) -> SessionInfo:

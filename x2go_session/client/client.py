@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Final, Self
 
@@ -159,7 +160,7 @@ class X2GoClient(
 
 def _folder(given: str | None, usual: str) -> Path:
     """Return a folder; one that is relative is in the user's home, as there."""
-    return Path.home() / Path(given or usual).expanduser()
+    return Path.home() / os.path.expanduser(given or usual)
 
 
 def _level(loglevel: int) -> int:

@@ -10,6 +10,7 @@ Pure, but for `services`, which looks whether shared folders are there.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -136,7 +137,8 @@ def folders(profile: Profile) -> list[Path]:
     """Return the folders that are shared when the session starts."""
     if not profile.useexports:
         return []
-    return [Path(each).expanduser() for each, auto in profile.export.items() if auto]
+    asked = [folder for folder, auto in profile.export.items() if auto]
+    return [Path(os.path.expanduser(folder)) for folder in asked]
 
 
 def not_supported(profile: Profile) -> list[str]:

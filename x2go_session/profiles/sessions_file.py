@@ -14,6 +14,7 @@ machine puts that key into the user's file, which wins.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -51,7 +52,7 @@ class SessionProfiles:
         system_folder: Path | str | None = SYSTEM_FOLDER,
     ) -> None:
         behind = [] if system_folder is None else [Path(system_folder) / FILE_NAME]
-        self._file = IniFile(Path(folder).expanduser() / FILE_NAME, *behind)
+        self._file = IniFile(Path(os.path.expanduser(folder)) / FILE_NAME, *behind)
 
     @property
     def path(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Final
@@ -32,7 +33,7 @@ class TypedFile:
     ) -> None:
         name = self.FILE_NAME
         behind = [] if system_folder is None else [Path(system_folder) / name]
-        self._file = IniFile(Path(folder).expanduser() / name, *behind)
+        self._file = IniFile(Path(os.path.expanduser(folder)) / name, *behind)
 
     @property
     def path(self) -> Path:

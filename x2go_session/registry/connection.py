@@ -219,7 +219,7 @@ def has_key(
 
     With the file `key`, or if `automatic` with a key of the agent or of `folder`.
     """
-    if key and Path(key).expanduser().exists():
+    if key and os.path.exists(os.path.expanduser(key)):
         return True
     found = usual_keys(folder or Path("~/.ssh").expanduser())
     return automatic and bool(found or environment.get("SSH_AUTH_SOCK"))

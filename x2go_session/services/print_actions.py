@@ -101,7 +101,7 @@ class PdfSave:
     name = "PDFSAVE"
 
     def run(self, document: Document) -> str:
-        folder = Path.home() / Path(self.folder).expanduser()
+        folder = Path.home() / os.path.expanduser(self.folder)
         try:
             folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             return f"saved as {save_as(document.path, folder, document.name)}"

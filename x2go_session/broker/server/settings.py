@@ -24,7 +24,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 def _near_the_file(value: str, info: ValidationInfo) -> str:
     folder: Path = (info.context or {}).get("folder", Path())
-    return os.path.abspath(folder / Path(value).expanduser())
+    return os.path.abspath(folder / os.path.expanduser(value))
 
 
 def _state(value: str, info: ValidationInfo) -> str:
